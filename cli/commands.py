@@ -1,0 +1,296 @@
+"""The commands. Each reads its arguments, calls the library and prints what comes back."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from onnxq.cli.main import main
+from onnxq.cli.options import (
+    FILE,
+    ActBits,
+    json_option,
+    labels_option,
+    model_argument,
+    out,
+    preprocess_option,
+    progress_bar,
+    write_json,
+)
+from rich.table import Table
+
+from onnxq.bench import Speed
+from onnxq.bench import bench as run_bench
+from onnxq.convert import convert as run_convert
+from onnxq.convert import plan, quantized_against
+from onnxq.convert import validate as run_validate
+from onnxq.demo import demo as run_demo
+from onnxq.inspect import LayerInfo
+from onnxq.inspect import inspect as run_inspect
+from onnxq.kernels import census
+from onnxq.model import file_size, load
+from onnxq.pipeline import REGISTRY
+from onnxq.recipes import NAMED, Recipe
+from onnxq.report import comparison_dict, comparison_table, human, layer_table
+from onnxq.runtime import cpu_note, version
+
+
+@main.command()
+@model_argument()
+@click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
+@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Of weights.")
+@click.option("--act-bits", type=ActBits(), help="Of activations  [default: 8 with --calib].")
+@click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
+@click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")
+@click.option("--calib-size", type=click.IntRange(1), default=256, show_default=True)
+@preprocess_option
+@click.option("--recipe", help="A recipe file (.toml) or name; onnxq recipes lists the names.")
+@click.option("--print-recipe", is_flag=True, help="Print the recipe as TOML and do nothing.")
+@click.option("--per-tensor", is_flag=True, help="One weight scale for a layer, not per channel.")
+@click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes to leave alone.")
+@click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
+@labels_option
+@click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the calibration draw.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--no-verify", is_flag=True, help="Skip the check of the exact passes.")
+@json_option
+def convert(
+    model: Path,
+    output: Path | None,
+    validate_on: Path | None,
+    recipe: str | None,
+    print_recipe: bool,
+    calib: Path | None,
+    no_verify: bool,
+    json_file: Path | None,
+    keep_float: tuple[str, ...],
+    **options: Any,
+) -> int:
+    """Quantize MODEL and report on the result.
+
+    Example: onnxq convert model.onnx --bits 4 --oaq --calib images/
+    """
+    chosen: Recipe | str | None = recipe
+    if recipe is not None and recipe.endswith(".toml"):
+        chosen = Recipe.from_toml(Path(recipe))
+    if print_recipe:
+        names = ("bits", "act_bits", "oaq", "per_tensor")
+        flags = {name: options[name] for name in names}
+        click.echo(
+            plan(chosen, keep_float=keep_float, calibrated=True, **flags).to_toml(), nl=False
+        )
+        return 0
+    with progress_bar() as progress:
+        report = run_convert(
+            model,
+            output,
+            recipe=chosen,
+            calib=calib,
+            validate=validate_on,
+            verify=not no_verify,
+            keep_float=keep_float,
+            progress=progress,
+            **options,
+        )
+    out().print(report)
+    write_json(json_file, report.to_dict())
+    return report.exit_code
+
+
+@main.command()
+@model_argument("float_model")
+@model_argument("quantized")
+@click.option("--data", type=FILE, required=True, help="Images (a folder) or tensors (.npz, .npy).")
+@labels_option
+@preprocess_option
+@click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
+@json_option
+def validate(
+    float_model: Path,
+    quantized: Path,
+    data: Path,
+    labels: str,
+    preprocess: str | None,
+    max_drop: float | None,
+    json_file: Path | None,
+) -> int:
+    """Compare a quantized model with its float model on the same data.
+
+    Images are prepared as the quantized file's metadata say. Example: onnxq validate model.onnx
+    model.w8a8.onnx --data val/
+    """
+    with progress_bar() as progress:
+        found = run_validate(
+            float_model, quantized, data, labels=labels, preprocess=preprocess, progress=progress
+        )
+    kernels = census(load(quantized), quantized)
+    sizes = file_size(float_model), file_size(quantized)
+    console = out()
+    console.print(comparison_table(found, f"{found.samples} samples of {data}"))
+    console.print(f"size {human(sizes[0])} -> {human(sizes[1])}, ratio {sizes[1] / sizes[0]:.3f}")
+    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+    console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
+    for warning in found.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+    missed = max_drop is not None and found.drop is not None and found.drop > max_drop
+    if missed and max_drop is not None and found.drop is not None:
+        console.print(f"--max-drop {max_drop:g} missed by {found.drop - max_drop:.2f} points")
+    values = comparison_dict(found) | {
+        "float_bytes": sizes[0],
+        "bytes": sizes[1],
+        "size_ratio": sizes[1] / sizes[0],
+        "integer_layers": len(kernels.integer),
+        "total_layers": kernels.total,
+    }
+    write_json(json_file, values)
+    return int(missed)
+
+
+@main.command()
+@model_argument()
+@click.option("--against", type=FILE, help="A quantized file made from MODEL.")
+@click.option("--data", type=FILE, help="Images or tensors to compare the layers on.")
+@preprocess_option
+@json_option
+def inspect(
+    model: Path,
+    against: Path | None,
+    data: Path | None,
+    preprocess: str | None,
+    json_file: Path | None,
+) -> int:
+    """List the layers of MODEL; with --against and --data, the error of each.
+
+    Example: onnxq inspect model.onnx --against model.w4a8.onnx --data images/
+    """
+    if (against is None) != (data is None):
+        raise click.UsageError("--against and --data go together")
+    console = out()
+    if against is not None and data is not None:
+        with progress_bar() as progress:
+            errors = quantized_against(model, against, data, preprocess, progress)
+        console.print(layer_table(errors, f"{against} against {model}"))
+        write_json(json_file, [asdict(e) for e in errors])
+        return 0
+    found, kernels = run_inspect(load(model), model)
+    console.print(_layer_list(found))
+    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+    write_json(json_file, [asdict(layer) for layer in found])
+    return 0
+
+
+@main.command()
+@model_argument("float_model")
+@click.argument("quantized", type=FILE, nargs=-1, required=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@json_option
+def bench(
+    float_model: Path,
+    quantized: tuple[Path, ...],
+    threads: int,
+    batch: int,
+    json_file: Path | None,
+) -> int:
+    """Time models in turns and print their speed as ratios to FLOAT_MODEL.
+
+    Example: onnxq bench model.onnx model.w8a8.onnx model.w4a8.onnx
+    """
+    with progress_bar() as progress:
+        speeds = run_bench(
+            [float_model, *quantized], threads=threads, batch=batch, progress=progress
+        )
+    console = out()
+    console.print(_speed_table(speeds))
+    console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
+    write_json(json_file, [asdict(s) for s in speeds])
+    return 0
+
+
+@main.command()
+def passes() -> int:
+    """List the passes a recipe can name, with their options."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("pass", "exact", "what it does", "options"):
+        table.add_column(column)
+    for name, kind in sorted(REGISTRY.items(), key=lambda item: not item[1].exact):
+        options = ", ".join(f"{k}={v.default}" for k, v in kind.model_fields.items())
+        table.add_row(name, "yes" if kind.exact else "no", kind.summary(), options)
+    out().print(table)
+    return 0
+
+
+@main.command()
+def recipes() -> int:
+    """List the named recipes."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "what it does"):
+        table.add_column(column)
+    for name, (text, _) in NAMED.items():
+        table.add_row(name, text)
+    out().print(table)
+    return 0
+
+
+@main.command()
+@click.option("-o", "--output", type=FILE, help="Folder to leave the files in.")
+@json_option
+def demo(output: Path | None, json_file: Path | None) -> int:
+    """Quantize a small built-in CNN to 8 and 4 bits and compare. Needs no data and no network."""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as progress:
+        reports, speeds = run_demo(output, progress)
+    table = Table(title="digits CNN, 597 labeled test images", title_justify="left", box=None)
+    for column in ("", "top-1", "agreement", "size", "ratio", "speed", "integer layers"):
+        table.add_column(column, justify="right" if column else "left")
+    first = reports[0].validation
+    if first and first.float_top1:
+        size = human(reports[0].float_bytes)
+        table.add_row("float", f"{first.float_top1.percent:.2f} %", "", size, "1", "1.00x", "")
+    for report, speed in zip(reports, speeds[1:], strict=True):
+        v = report.validation
+        if v and v.quantized_top1 and v.agreement:
+            table.add_row(
+                report.label,
+                f"{v.quantized_top1.percent:.2f} %",
+                f"{v.agreement.percent:.2f} %",
+                human(report.bytes),
+                f"{report.bytes / report.float_bytes:.3f}",
+                f"{speed.ratio:.2f}x",
+                f"{len(report.kernels.integer)} of {report.kernels.total}",
+            )
+    console = out()
+    console.print(table)
+    console.print("next: onnxq convert model.onnx --calib images/")
+    write_json(json_file, [r.to_dict() for r in reports])
+    return 0
+
+
+def _layer_list(layers: list[LayerInfo]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "op", "weight", "bits", "data", "scales", "range", "kernel"):
+        table.add_column(column)
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            layer.op,
+            "x".join(map(str, layer.shape)),
+            str(layer.bits),
+            str(layer.act_bits),
+            str(layer.scales or ""),
+            f"[{layer.lo:.3g}, {layer.hi:.3g}]".replace("[", r"\["),
+            layer.kernel,
+        )
+    return table
+
+
+def _speed_table(speeds: list[Speed]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "speed", "quartiles"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for speed in speeds:
+        spread = f"{speed.low:.2f} to {speed.high:.2f}"
+        table.add_row(speed.file, f"{speed.ratio:.2f}x", spread)
+    return table

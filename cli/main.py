@@ -1,0 +1,63 @@
+"""The ``onnxq`` group, and how errors leave it: one line and an exit code."""
+
+import os
+import sys
+from typing import Any
+
+import click
+
+import onnxq
+from onnxq.errors import OnnxqError
+
+
+class Group(click.Group):
+    """A group that turns every failure into one line on stderr and a documented exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command. Exit codes: 0 done, 1 gate failed, 2 usage, 3 bad input, 123 our fault."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.exceptions.Exit as leave:
+            code = leave.exit_code
+        except click.ClickException as error:
+            _complain(f"{error.format_message()} (see onnxq --help)")
+            code = 2
+        except OnnxqError as error:
+            _complain(str(error))
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            _complain("interrupted; nothing was written")
+            code = 130
+        except OSError as error:
+            _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+            code = 3
+        except MemoryError:
+            _complain("out of memory: use fewer or smaller calibration images")
+            code = 3
+        except Exception as error:
+            if os.environ.get("ONNXQ_TRACEBACK"):
+                raise
+            _complain(
+                f"internal error, please report it: {type(error).__name__}: {error} "
+                "(ONNXQ_TRACEBACK=1 shows where)"
+            )
+            code = 123
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str) -> None:
+    click.echo("onnxq: " + " ".join(text.split()), err=True)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(onnxq.__version__, prog_name="onnxq")
+def main() -> None:
+    """Make ONNX vision models small and fast, without retraining and without labels.
+
+    Exit codes: 0 done; 1 a --max-drop gate failed (the file is written all the same); 2 wrong
+    usage; 3 the input cannot be used; 123 a bug.
+    """
+
+
+from onnxq.cli import commands  # noqa: E402, F401  (registers the commands on ``main``)

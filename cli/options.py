@@ -1,0 +1,110 @@
+"""Options and output that commands share."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onnxq.calibration import Progress as Callback
+from onnxq.model import check_writable, replacing
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+class ActBits(click.ParamType):
+    """2 to 8, or the word float."""
+
+    name = "2-8|float"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """See click."""
+        if value == "float" or value is None:
+            return value
+        return click.IntRange(2, 8).convert(value, param, ctx)
+
+
+def model_argument(name: str = "model") -> Callable[[F], F]:
+    """An ONNX file that is read."""
+    return click.argument(name, type=FILE)
+
+
+def json_option(command: F) -> F:
+    """Every figure as JSON."""
+    return click.option(
+        "--json", "json_file", type=FILE, help="Write every figure to this file as well."
+    )(command)
+
+
+def labels_option(command: F) -> F:
+    """Where classes come from."""
+    return click.option(
+        "--labels",
+        default="auto",
+        show_default=True,
+        help="Class folders (auto), no labels (none), or a CSV file of image and class.",
+    )(command)
+
+
+def preprocess_option(command: F) -> F:
+    """How images become tensors."""
+    return click.option(
+        "--preprocess",
+        help="A TOML file, a Hugging Face preprocessor_config.json, or imagenet, unit or raw. By "
+        "default MODEL_STEM.preprocess.toml beside the model.",
+    )(command)
+
+
+def out() -> Console:
+    """Results, on stdout; as wide as the words when it is not a terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callback]:
+    """A bar with an estimate on stderr, where that is a terminal; else nothing."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, count: int, total: int | None) -> None:
+            task = tasks.get(stage)
+            if task is None or bar.tasks[task].finished:
+                task = tasks[stage] = bar.add_task(stage, total=total)
+            bar.advance(task, count)
+
+        yield advance
+
+
+def write_json(path: Path | None, values: Any) -> None:
+    """Write figures; values JSON has no word for (an infinite SQNR) become null."""
+    if path is None:
+        return
+    check_writable(path, None, force=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(values), indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

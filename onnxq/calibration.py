@@ -1,0 +1,93 @@
+"""One streaming pass over the calibration data: run, fold what was asked for, forget."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.data import Samples, batch_size, batches
+from onnxq.model import Model
+from onnxq.numerics.observe import ChannelMoments, Observer
+from onnxq.preprocess import Preprocess
+from onnxq.runtime import Session
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def silent(stage: str, advance: int, total: int | None) -> None:
+    """A progress callback that shows nothing: stage, samples done since the last call, of how many."""
+
+
+@dataclass
+class Calibration:
+    """Calibration data bound to their preprocessing, and what was seen of them.
+
+    Peak memory is one batch of the observed tensors and O(1) per tensor, whatever the number of
+    samples.
+
+    Attributes:
+        samples: Where the data come from.
+        preprocess: How images were read.
+        progress: Called with the number of samples after every batch.
+        count: Samples folded in the last pass.
+        digest: SHA-256 over the samples of the last pass.
+        moments: Per channel, of the first input, if it is an image batch.
+    """
+
+    samples: Samples
+    preprocess: Preprocess
+    progress: Progress = silent
+    count: int = 0
+    digest: str = ""
+    moments: ChannelMoments | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def collect(self, model: Model, observers: dict[str, Observer]) -> dict[str, Observer]:
+        """Fold every observed tensor of ``model`` over all samples.
+
+        Raises:
+            CalibrationError: The samples do not fit the model.
+        """
+        session = Session(model, taps=list(observers))
+        hasher = hashlib.sha256()
+        moments = ChannelMoments(self.preprocess.channel_axis)
+        self.count, self.notes = 0, []
+        size = batch_size(session, self.samples)
+        for batch in batches(self.samples, session.inputs, size):
+            results = session.run(batch.feeds)
+            results.update(batch.feeds)
+            for name, observer in observers.items():
+                observer.update(batch.trim(results.pop(name)))
+            first = batch.trim(next(iter(batch.feeds.values())))
+            hasher.update(np.ascontiguousarray(first).data)
+            if first.ndim == 4:
+                moments.update(first)
+            self.count += batch.valid
+            self.progress("calibrating", batch.valid, self.samples.total)
+        self.digest = hasher.hexdigest()
+        self.moments = moments if np.ndim(moments.lo) else None
+        return observers
+
+    def warnings(self) -> list[str]:
+        """Where the data are far from what the declared normalization yields, a sentence each."""
+        if self.moments is None or len(np.atleast_1d(self.moments.lo)) != self.preprocess.channels:
+            return []
+        lo, hi = self.preprocess.expected_range
+        span = hi - lo
+        found = []
+        for c in range(self.preprocess.channels):
+            seen = (
+                f"channel {c} of the calibration data has mean {self.moments.mean[c]:.3g} and range "
+                f"[{self.moments.lo[c]:.3g}, {self.moments.hi[c]:.3g}]; the declared normalization "
+                f"maps 0..255 to [{lo[c]:.3g}, {hi[c]:.3g}]"
+            )
+            outside = (
+                self.moments.lo[c] < lo[c] - 0.05 * span[c]
+                or self.moments.hi[c] > hi[c] + 0.05 * span[c]
+            )
+            place = (self.moments.mean[c] - lo[c]) / span[c]
+            narrow = self.moments.hi[c] - self.moments.lo[c] < 0.25 * span[c]
+            if outside or narrow or not 0.05 < place < 0.95:
+                found.append(f"{seen}: check the preprocessing")
+        return found

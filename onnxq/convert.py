@@ -1,0 +1,394 @@
+"""The main job: from a float file to a quantized file and the evidence for it."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxq._version import __version__
+from onnxq.calibration import Calibration, Progress, silent
+from onnxq.data import Batch, Samples, batches, open_samples, thinned
+from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedModel, UsageError
+from onnxq.evaluate import Comparison, compare
+from onnxq.kernels import census
+from onnxq.layerwise import LayerError, layer_errors
+from onnxq.model import Model, check_file, check_writable, file_size, load
+from onnxq.pipeline import run
+from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.recipes import NAMED, ActBits, Recipe, build
+from onnxq.report import Report
+from onnxq.runtime import Session, random_feeds
+
+Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
+
+# QuantizeLinear per channel needs opset 13, 4-bit tensors need 21.
+OPSET, OPSET_4_BITS = 13, 21
+# Samples behind the figures that every conversion prints.
+EVIDENCE = 64
+# Change of a float output, relative to its largest value, that reordered rounding explains.
+TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
+
+
+def convert(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    bits: int = 8,
+    act_bits: ActBits | None = None,
+    oaq: bool = False,
+    recipe: Recipe | str | None = None,
+    calib: Data | None = None,
+    calib_size: int = 256,
+    preprocess: Preprocess | str | Path | None = None,
+    per_tensor: bool = False,
+    keep_float: tuple[str, ...] = (),
+    validate: Data | None = None,
+    labels: str | Path = "auto",
+    max_drop: float | None = None,
+    seed: int = 0,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Report:
+    """Quantize an ONNX file and report on the result.
+
+    Args:
+        source: The float model.
+        output: The file to write; by default ``STEM.w8a8.onnx``, after the widths, beside it.
+        bits: Of the weights, 2 to 8.
+        act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
+        oaq: Outlier-aware weight ranges.
+        recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces the flags above.
+        calib: Unlabeled data: a folder of images, an .npz or .npy, or feeds by input name.
+        calib_size: Samples drawn from it.
+        preprocess: For images; see ``onnxq.preprocess.resolve`` for what happens without.
+        per_tensor: One weight scale for a layer instead of one for each output channel.
+        keep_float: Globs over node names to leave alone.
+        validate: Data to compare both models on.
+        labels: ``auto``, ``none`` or a CSV file, for ``validate``.
+        max_drop: Gate on the points lost there; the file is written all the same.
+        seed: Of the draw.
+        force: Replace an existing output.
+        verify: Check that the exact passes left the float function alone.
+        progress: Called as samples are done.
+
+    Raises:
+        UsageError: The arguments contradict each other, or the output must not be written.
+        InputError: The model or the data cannot be used.
+        PassError: A pass broke its contract.
+    """
+    source = Path(source)
+    chosen = plan(
+        recipe,
+        bits=bits,
+        act_bits=act_bits,
+        oaq=oaq,
+        per_tensor=per_tensor,
+        keep_float=keep_float,
+        calibrated=calib is not None,
+    )
+    if max_drop is not None and validate is None:
+        raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
+    target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
+    model = load(source)
+    check_writable(target, source, force)
+    _refuse_quantized(model)
+    original = Session(source)
+    preprocessing, origin = resolve(preprocess, source, model.metadata)
+    calibration = None
+    if calib is not None:
+        samples = open_samples(calib, original.inputs, preprocessing, calib_size, seed)
+        calibration = Calibration(samples, preprocessing, progress)
+    judge = None
+    if validate is not None:
+        judge = open_samples(validate, original.inputs, preprocessing, None, seed, labels)
+    report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
+    if origin == ASSUMED and isinstance(calib, str | Path) and Path(calib).is_dir():
+        report.warnings.append(f"preprocessing {ASSUMED}")
+
+    model.raise_opset(OPSET_4_BITS if chosen.bits <= 4 else OPSET)
+    named_before = {node.name for node in model.graph.nodes}
+    report.outcomes |= run(model, chosen.exact, None)
+    model.kept_float = _kept(model, chosen.keep_float, named_before)
+    probe = _probe(original, calibration)
+    if verify:
+        report.difference = _verify(original, model, probe, report)
+    prepared = model.clone()
+    report.outcomes |= run(model, chosen.lossy, calibration.collect if calibration else None)
+    if not model.weights:
+        raise UnsupportedModel(f"{source}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
+    report.notes += model.notes
+    if calibration is not None:
+        _describe(report, calibration, seed, origin)
+        model.metadata[METADATA_KEY] = preprocessing.model_dump_json()
+        model.metadata["onnxq.calibration"] = calibration.digest
+    else:
+        report.notes.append("no calibration data: weights only, activations stay float")
+    model.metadata["onnxq.recipe"] = chosen.to_json()
+    model.metadata["onnxq.version"] = __version__
+
+    model.save(target, force)
+    written = _reload(target, source, report)
+    report.bytes = file_size(target)
+    report.kernels = census(written, target)
+    report.why_float = {name: _reason(name, report, chosen) for name in report.kernels.floating}
+    deployed = Session(target)
+    if calibration is not None:
+        evidence = thinned(calibration.samples, EVIDENCE)
+        report.layers = layer_errors(prepared, written, evidence, progress)
+        report.fidelity = compare(
+            original, deployed, evidence, exact=Session(target, optimize=False), progress=progress
+        )
+        report.warnings += report.fidelity.warnings
+    elif probe is not None:
+        deployed.run(probe.feeds)
+    if judge is not None:
+        report.validation = compare(
+            original,
+            deployed,
+            judge,
+            exact=Session(target, optimize=False),
+            labels=getattr(judge, "labels", None),
+            progress=progress,
+        )
+        report.warnings += [w for w in report.validation.warnings if w not in report.warnings]
+    return report
+
+
+def validate(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    *,
+    labels: str | Path = "auto",
+    preprocess: Preprocess | str | Path | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare two files on the same data.
+
+    Args:
+        reference: The float model.
+        quantized: The quantized model; its metadata say how images are prepared.
+        data: A folder of images, an .npz or .npy, or feeds by input name.
+        labels: ``auto``, ``none`` or a CSV file.
+        preprocess: Overrides what the metadata say.
+        progress: Called as samples are done.
+
+    Raises:
+        InputError: A model or the data cannot be used.
+    """
+    _, _, samples = _opened(reference, quantized, data, preprocess, labels)
+    return compare(
+        Session(Path(reference)),
+        Session(Path(quantized)),
+        samples,
+        exact=Session(Path(quantized), optimize=False),
+        labels=getattr(samples, "labels", None),
+        progress=progress,
+    )
+
+
+def plan(
+    recipe: Recipe | str | None = None,
+    *,
+    bits: int = 8,
+    act_bits: ActBits | None = None,
+    oaq: bool = False,
+    per_tensor: bool = False,
+    keep_float: tuple[str, ...] = (),
+    calibrated: bool = False,
+) -> Recipe:
+    """The recipe that the arguments of ``convert`` describe.
+
+    Args:
+        recipe: See ``convert``; likewise the following.
+        bits: Of the weights.
+        act_bits: Of the activations.
+        oaq: Outlier-aware weight ranges.
+        per_tensor: One weight scale for a layer.
+        keep_float: Globs over node names.
+        calibrated: Whether there are calibration data.
+
+    Raises:
+        UsageError: There is no such recipe, or its activations need data that are not there.
+    """
+    if isinstance(recipe, Recipe):
+        chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
+    else:
+        if recipe is not None and recipe not in NAMED:
+            near = difflib.get_close_matches(recipe, NAMED, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"
+            raise UsageError(f"there is no recipe {recipe}; {hint}")
+        changes = dict(NAMED[recipe][1]) if recipe else {}
+        if oaq:
+            changes["weight_range"] = "oaq"
+        width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
+        chosen = build(
+            bits=bits, act_bits=width, per_channel=not per_tensor, keep_float=keep_float, **changes
+        )
+    if chosen.act_bits != "float" and not calibrated:
+        raise UsageError(
+            f"{chosen.act_bits}-bit activations need calibration data: give --calib, or --act-bits "
+            "float to quantize the weights alone"
+        )
+    return chosen
+
+
+def quantized_against(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    preprocess: Preprocess | str | Path | None = None,
+    progress: Progress = silent,
+) -> list[LayerError]:
+    """The error of every layer of a quantized file, on up to EVIDENCE samples.
+
+    Args:
+        reference: The float model.
+        quantized: A file made from it.
+        data: A folder of images, an .npz or .npy, or feeds by input name.
+        preprocess: Overrides what the metadata say.
+        progress: Called as samples are done.
+
+    Raises:
+        InputError: A model or the data cannot be used.
+    """
+    floats, integers, samples = _opened(reference, quantized, data, preprocess, "none")
+    return layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
+
+
+def _opened(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    preprocess: Preprocess | str | Path | None,
+    labels: str | Path,
+) -> tuple[Model, Model, Samples]:
+    """Both models, and data prepared as the quantized one's metadata say."""
+    floats, integers = load(reference), load(quantized)
+    if preprocess is None and METADATA_KEY in integers.metadata:
+        preprocess = Preprocess.model_validate_json(integers.metadata[METADATA_KEY])
+    preprocessing, _ = resolve(preprocess, Path(reference), floats.metadata)
+    inputs = Session(Path(reference)).inputs
+    return floats, integers, open_samples(data, inputs, preprocessing, labels=labels)
+
+
+def _refuse_quantized(model: Model) -> None:
+    found = next((node for node in model.graph.nodes if node.op in QUANTIZED), None)
+    if found is not None:
+        raise UnsupportedModel(
+            f"{model.path}: is quantized already ({found.op} {found.name}): give the float model"
+        )
+
+
+def _kept(model: Model, globs: tuple[str, ...], named_before: set[str]) -> dict[str, str]:
+    """Nodes that stay float by the user's wish.
+
+    Raises:
+        UsageError: A glob that matches no node, which is a spelling mistake.
+    """
+    names = [node.name for node in model.graph.nodes]
+    kept: dict[str, str] = {}
+    for glob in globs:
+        matched = fnmatch.filter(names, glob)
+        if not matched and not fnmatch.filter(named_before, glob):
+            layers = [node.name for node in model.graph.nodes if node.op in WEIGHTED]
+            near = difflib.get_close_matches(glob, [*layers, *names], n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; onnxq inspect lists the names"
+            raise UsageError(f"--keep-float {glob} matches no node{hint}")
+        kept |= dict.fromkeys(matched, f"kept by --keep-float {glob}")
+    return kept
+
+
+def _probe(session: Session, calibration: Calibration | None) -> Batch | None:
+    """One small batch to try models on: real if there are data, else random; None if none runs."""
+    if calibration is not None:
+        try:
+            return next(iter(batches(calibration.samples, session.inputs, 1)))
+        except StopIteration:
+            raise CalibrationError("the calibration data are empty") from None
+    feeds = random_feeds(session.inputs)
+    try:
+        session.run(feeds)
+    except InputError:
+        return None
+    return Batch(feeds, [0], 1)
+
+
+def _verify(
+    original: Session, prepared: Model, probe: Batch | None, report: Report
+) -> float | None:
+    """Largest relative change of any output by the exact passes.
+
+    Raises:
+        PassError: It is more than rounding explains.
+    """
+    if probe is None:
+        report.notes.append("not verified: the model does not run on random inputs; give --calib")
+        return None
+    before, after = original.run(probe.feeds), Session(prepared).run(probe.feeds)
+    worst = 0.0
+    for name, x in before.items():
+        if not np.issubdtype(x.dtype, np.floating) or not x.size:
+            continue
+        if x.shape != after[name].shape:
+            raise PassError(f"the exact passes changed the shape of output {name}")
+        finite = np.isfinite(x)
+        change = np.abs(x - after[name], where=finite, out=np.zeros(x.shape))
+        largest = np.abs(x, where=finite, out=np.zeros(x.shape)).max()
+        worst = max(worst, float(change.max() / max(largest, 1e-6)))
+    half = any(x.dtype == np.float16 for x in before.values())
+    if worst > (TOLERANCE_HALF if half else TOLERANCE):
+        raise PassError(
+            f"the exact passes moved a float output by {worst:.1e} of its largest value: this is a "
+            "bug, please report it; --no-verify converts all the same"
+        )
+    return worst
+
+
+def _describe(report: Report, calibration: Calibration, seed: int, origin: str) -> None:
+    """Put what was seen of the calibration data into the report."""
+    report.calibration = {
+        "count": calibration.count,
+        "seed": seed,
+        "digest": calibration.digest,
+        "origin": origin,
+        "preprocess": calibration.preprocess.model_dump(mode="json"),
+        "skipped": dict(calibration.samples.skipped),
+    }
+    report.warnings += calibration.warnings()
+    if calibration.samples.skipped:
+        names = ", ".join(list(calibration.samples.skipped)[:3])
+        count = len(calibration.samples.skipped)
+        report.warnings.append(f"{count} calibration images could not be read: {names}")
+
+
+def _reload(target: Path, source: Path, report: Report) -> Model:
+    """Read back what was written and have it checked; a bad file does not stay.
+
+    Raises:
+        PassError: The file is not valid ONNX although its source is.
+    """
+    complaint = check_file(target)
+    if complaint is not None:
+        if check_file(source) is None:
+            target.unlink()
+            raise PassError(f"the written file was invalid and is removed: {complaint}")
+        report.notes.append(
+            f"onnx.checker complains about the file, as about its source: {complaint}"
+        )
+    return load(target)
+
+
+def _reason(name: str, report: Report, plan: Recipe) -> str:
+    """Why a layer runs on floats."""
+    for outcome in report.outcomes.values():
+        for skip in outcome.skips:
+            if skip.where == name:
+                return skip.why
+    if chosen.act_bits == "float":
+        return "activations stay float; its weight is stored quantized and unpacked at load"
+    return "onnxruntime did not fuse it"

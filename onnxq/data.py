@@ -1,0 +1,363 @@
+"""Samples in, batches out: image folders, arrays and iterables, one batch in memory at a time."""
+
+import csv
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from onnxq.errors import CalibrationError, InputError
+from onnxq.preprocess import Preprocess, as_input
+from onnxq.runtime import Input, Session
+from onnxq.spec import Array
+
+# Elements of the input in one batch: enough to amortize a call, little enough for any model.
+BATCH_ELEMENTS = 1 << 17
+LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Feeds of one run.
+
+    Attributes:
+        feeds: Input name to array.
+        keys: Index of each sample in its source.
+        valid: Samples that count; the rest repeats them to fill a fixed batch.
+    """
+
+    feeds: dict[str, Array]
+    keys: list[int]
+    valid: int
+
+    def trim(self, x: Array) -> Array:
+        """``x`` without the rows of the filling, if it has a row for each sample."""
+        size = len(next(iter(self.feeds.values())))
+        return x[: self.valid] if self.valid < size and x.ndim and len(x) == size else x
+
+
+class Samples(Protocol):
+    """A source of samples, iterable any number of times.
+
+    Attributes:
+        skipped: Samples that could not be read, each with the reason.
+    """
+
+    skipped: dict[str, str]
+
+    def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Index and feeds of every readable sample, each array with a leading axis."""
+
+    @property
+    def regroup(self) -> bool:
+        """Whether items are single samples that may be batched at will."""
+
+    @property
+    def total(self) -> int | None:
+        """Number of samples, if it is known beforehand."""
+
+
+@dataclass
+class Images:
+    """Image files and how to read them.
+
+    Attributes:
+        files: The chosen files.
+        preprocess: From image to tensor.
+        target: The model input the tensor is for.
+        labels: Class of each file, or None.
+    """
+
+    files: Sequence[Path]
+    preprocess: Preprocess
+    target: Input
+    labels: Sequence[int] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    regroup: bool = True
+
+    @property
+    def total(self) -> int | None:
+        """See Samples."""
+        return len(self.files)
+
+    def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """See Samples."""
+        sizes = _spatial(self.target, self.preprocess)
+        for key, file in enumerate(self.files):
+            try:
+                with Image.open(file) as image:
+                    x = self.preprocess.apply(image, sizes)
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as cause:
+                self.skipped[str(file)] = " ".join(str(cause).split())
+                continue
+            yield key, {self.target.name: as_input(x, self.target.dtype)}
+        if len(self.skipped) == len(self.files):
+            raise CalibrationError(f"{self.files[0].parent}: none of its images can be read")
+
+
+@dataclass
+class Arrays:
+    """Ready tensors, one array per input, samples along the first axis."""
+
+    arrays: Mapping[str, Array]
+    rows: Sequence[int]
+    labels: Sequence[int] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    regroup: bool = True
+
+    @property
+    def total(self) -> int | None:
+        """See Samples."""
+        return len(self.rows)
+
+    def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """See Samples."""
+        for row in self.rows:
+            yield row, {name: array[row : row + 1] for name, array in self.arrays.items()}
+
+
+@dataclass
+class Feeds:
+    """Feeds as the caller made them, batch by batch."""
+
+    feeds: Iterable[Mapping[str, Array]]
+    size: int
+    labels: Sequence[int] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+    regroup: bool = False
+    total: int | None = None
+
+    def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """See Samples."""
+        seen = 0
+        for feed in self.feeds:
+            if seen >= self.size:
+                return
+            yield seen, {name: np.asarray(x) for name, x in feed.items()}
+            seen += len(next(iter(feed.values())))
+        if not seen:
+            raise CalibrationError("the iterable of feeds is empty, or was used up before")
+
+
+def thinned(samples: "Samples", size: int) -> "Samples":
+    """The same source cut down to at most ``size`` of its samples, evenly spaced."""
+    if isinstance(samples, Feeds):
+        return replace(samples, size=min(size, samples.size))
+    if isinstance(samples, Images):
+        step = -(-len(samples.files) // size)
+        return replace(samples, files=samples.files[::step], labels=None, skipped={})
+    assert isinstance(samples, Arrays)
+    return replace(samples, rows=samples.rows[:: -(-len(samples.rows) // size)])
+
+
+def batches(samples: Samples, inputs: Sequence[Input], size: int) -> Iterator[Batch]:
+    """Group samples into batches of at most ``size``, or of exactly the model's fixed size.
+
+    Samples of different shapes never share a batch. A short last batch of a fixed size is filled
+    by repeating its own samples.
+
+    Raises:
+        CalibrationError: The samples do not fit the inputs.
+    """
+    fixed = fixed_batch(inputs)
+    size = fixed or size
+    group: list[tuple[int, dict[str, Array]]] = []
+    for key, feed in samples.items():
+        if not samples.regroup:
+            rows = len(next(iter(feed.values())))
+            yield _checked(Batch(feed, list(range(key, key + rows)), rows), inputs)
+            continue
+        if group and (len(group) == size or _shapes(feed) != _shapes(group[0][1])):
+            yield _joined(group, fixed, inputs)
+            group = []
+        group.append((key, feed))
+    if group:
+        yield _joined(group, fixed, inputs)
+
+
+def batch_size(session: Session, samples: Samples) -> int:
+    """How many samples to run at once: fixed by the model, else by size, else by trial.
+
+    A model may leave its batch open and still run one sample only, or return results that cannot
+    be told apart by sample; two samples tried together show it.
+    """
+    if (fixed := fixed_batch(session.inputs)) is not None:
+        return fixed
+    if not samples.regroup:
+        return 1
+    first = list(itertools.islice(samples.items(), 2))
+    elements = sum(x.size for x in first[0][1].values())
+    wanted = max(1, min(LARGEST_BATCH, BATCH_ELEMENTS // max(elements, 1)))
+    if wanted == 1 or len(first) < 2 or _shapes(first[0][1]) != _shapes(first[1][1]):
+        return wanted
+    pair = _joined(first, None, session.inputs)
+    try:
+        together = session.run(pair.feeds)
+    except InputError:
+        return 1
+    return wanted if all(x.ndim and len(x) == 2 for x in together.values()) else 1
+
+
+def fixed_batch(inputs: Sequence[Input]) -> int | None:
+    """The batch size a model insists on, if it does."""
+    shape = inputs[0].shape if inputs else None
+    return shape[0] if shape else None
+
+
+def open_samples(
+    source: "str | Path | Samples | Iterable[Mapping[str, Array]]",
+    inputs: Sequence[Input],
+    preprocess: Preprocess,
+    size: int | None = None,
+    seed: int = 0,
+    labels: str | Path = "none",
+) -> Samples:
+    """Open a folder of images, an .npz or .npy file, or feeds made by the caller.
+
+    Args:
+        source: Folder (searched recursively), file, or iterable of {input name: array}.
+        inputs: The model's inputs.
+        preprocess: For images.
+        size: Draw this many samples at random; None takes all.
+        seed: Of the draw.
+        labels: ``none``; ``auto`` for class folders in sorted order or an array named ``labels``;
+            or a CSV file of image name and class.
+
+    Raises:
+        CalibrationError: Nothing there, nothing readable, or not what the model takes.
+    """
+    if isinstance(source, Images | Arrays | Feeds):
+        return source
+    if not isinstance(source, str | Path):
+        return Feeds(source, size or 2**62)  # type: ignore[arg-type]
+    path = Path(source)
+    rng = np.random.default_rng(seed)
+    if path.suffix in (".npz", ".npy"):
+        return _open_arrays(path, inputs, size, rng, str(labels) == "auto")
+    if not path.is_dir():
+        kind = "not a folder, .npz or .npy" if path.exists() else "no such file or folder"
+        raise CalibrationError(f"{path}: {kind}")
+    target = _image_input(inputs, path)
+    suffixes = Image.registered_extensions()
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
+    if not files:
+        raise CalibrationError(f"{path}: no images in it (any format Pillow reads)")
+    classes = _classes(path, files, labels)
+    chosen = _draw(len(files), size, rng)
+    kept = None if classes is None else [classes[i] for i in chosen]
+    return Images([files[i] for i in chosen], preprocess, target, kept)
+
+
+def _draw(count: int, size: int | None, rng: np.random.Generator) -> list[int]:
+    """A sorted random subset of range(count), or all of it."""
+    if size is None or size >= count:
+        return list(range(count))
+    return sorted(int(i) for i in rng.choice(count, size, replace=False))
+
+
+def _open_arrays(
+    path: Path, inputs: Sequence[Input], size: int | None, rng: np.random.Generator, labeled: bool
+) -> Arrays:
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)
+        arrays = dict(loaded) if path.suffix == ".npz" else {inputs[0].name: loaded}
+    except (OSError, ValueError, EOFError) as cause:
+        raise CalibrationError(f"{path}: not a readable {path.suffix} file ({cause})") from cause
+    labels = arrays.pop("labels", None)
+    names = [i.name for i in inputs]
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise CalibrationError(
+            f"{path}: no array named {', '.join(missing)}; the model's inputs are "
+            f"{', '.join(names)}, the file holds {', '.join(arrays) or 'nothing'}"
+        )
+    arrays = {i.name: as_input(arrays[i.name], i.dtype) for i in inputs}
+    counts = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise CalibrationError(f"{path}: its arrays are empty or of different lengths {counts}")
+    kept = None if labels is None or not labeled else [int(c) for c in labels]
+    return Arrays(arrays, _draw(counts.pop(), size, rng), kept)
+
+
+def _classes(root: Path, files: Sequence[Path], labels: str | Path) -> list[int] | None:
+    """Class index of every file, or None if there are no labels."""
+    if str(labels) == "none":
+        return None
+    if str(labels) == "auto":
+        folders = sorted({f.relative_to(root).parts[0] for f in files if f.parent != root})
+        if len(folders) < 2 or any(f.parent == root for f in files):
+            return None
+        return [folders.index(f.relative_to(root).parts[0]) for f in files]
+    table = Path(labels)
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if len(row) >= 2]
+        known = {row[0]: int(row[1]) for row in rows if row[1].strip().isdigit()}
+    except (OSError, UnicodeDecodeError) as cause:
+        raise InputError(f"{table}: cannot be read as CSV ({cause})") from cause
+    names = [str(f.relative_to(root)) for f in files]
+    unknown = [n for n in names if n not in known and Path(n).name not in known]
+    if unknown:
+        raise InputError(f"{table}: {len(unknown)} images have no class in it, first {unknown[0]}")
+    return [known.get(n, known.get(Path(n).name, -1)) for n in names]
+
+
+def _image_input(inputs: Sequence[Input], path: Path) -> Input:
+    if len(inputs) != 1:
+        names = ", ".join(i.name for i in inputs)
+        raise CalibrationError(
+            f"{path}: a folder of images feeds one input, the model has {names}: give an .npz file"
+        )
+    shape = inputs[0].shape
+    if shape is not None and len(shape) != 4:
+        raise CalibrationError(
+            f"{path}: input {inputs[0].name} has {len(shape)} axes, an image batch has 4: give an "
+            ".npz file"
+        )
+    return inputs[0]
+
+
+def _spatial(target: Input, preprocess: Preprocess) -> tuple[int, int] | None:
+    """Fixed (height, width) of an image input, if both are."""
+    if target.shape is None:
+        return None
+    h, w = target.shape[2:4] if preprocess.layout == "nchw" else target.shape[1:3]
+    return (h, w) if h and w else None
+
+
+def _shapes(feed: Mapping[str, Array]) -> list[tuple[int, ...]]:
+    return [x.shape[1:] for x in feed.values()]
+
+
+def _joined(
+    group: Sequence[tuple[int, dict[str, Array]]], fixed: int | None, inputs: Sequence[Input]
+) -> Batch:
+    """One batch of the samples in ``group``, filled up to ``fixed``."""
+    keys = [key for key, _ in group]
+    filled = [group[i % len(group)][1] for i in range(fixed or len(group))]
+    feeds = {name: np.concatenate([feed[name] for feed in filled]) for name in filled[0]}
+    return _checked(Batch(feeds, keys, len(group)), inputs)
+
+
+def _checked(batch: Batch, inputs: Sequence[Input]) -> Batch:
+    """The batch, if it is what the model takes."""
+    for wanted in inputs:
+        x = batch.feeds.get(wanted.name)
+        if x is None:
+            raise CalibrationError(
+                f"no data for input {wanted.name}; given: {', '.join(batch.feeds)}"
+            )
+        if wanted.shape is not None and (
+            x.ndim != len(wanted.shape)
+            or any(w not in (None, s) for w, s in zip(wanted.shape, x.shape, strict=True))
+        ):
+            shape = ["any" if d is None else d for d in wanted.shape]
+            raise CalibrationError(
+                f"input {wanted.name} takes {shape}, the data are {list(x.shape)}: set resize, crop "
+                "and layout in the preprocessing"
+            )
+    return batch

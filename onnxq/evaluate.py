@@ -1,0 +1,184 @@
+"""Two models side by side on the same samples: accuracy with labels, fidelity always."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.calibration import Progress, silent
+from onnxq.data import Samples, batch_size, batches
+from onnxq.errors import CalibrationError
+from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
+from onnxq.runtime import Session
+from onnxq.spec import Array
+
+# Samples on which the optimised and the unoptimised graph are compared.
+EXACT_SAMPLES = 64
+# Below this share of equal answers the two graphs are said to disagree.
+EXACT_AGREEMENT = 0.98
+
+
+@dataclass
+class Rate:
+    """A share of samples with its 95 % interval."""
+
+    hits: int = 0
+    count: int = 0
+
+    @property
+    def percent(self) -> float:
+        """The share in percent."""
+        return 100.0 * self.hits / self.count if self.count else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval in percent."""
+        lo, hi = wilson_interval(self.hits, self.count)
+        return 100.0 * lo, 100.0 * hi
+
+    def add(self, hits: Array) -> None:
+        """Fold a boolean per sample in."""
+        self.hits += int(np.sum(hits))
+        self.count += hits.size
+
+
+@dataclass
+class Comparison:
+    """What a validation found.
+
+    Attributes:
+        samples: Samples run.
+        outputs: Output name to fidelity.
+        agreement: Same top-1 answer; None if the models are not classifiers.
+        kl: Mean KL divergence of the classifier's distributions in nats.
+        float_top1: Accuracy of the float model; None without labels. Likewise the other three.
+        constant_answer: The float model gave one answer to every sample.
+        exact: Agreement of the quantized model's optimised and unoptimised graph.
+        exact_sqnr: SQNR in dB of the first output between those two.
+        skipped: Samples that could not be read, with the reason.
+        classes: Number of classes of a classifier, else 0.
+    """
+
+    samples: int = 0
+    outputs: dict[str, Fidelity] = field(default_factory=dict)
+    agreement: Rate | None = None
+    kl: float = 0.0
+    float_top1: Rate | None = None
+    quantized_top1: Rate | None = None
+    float_top5: Rate | None = None
+    quantized_top5: Rate | None = None
+    constant_answer: bool = False
+    exact: Rate | None = None
+    exact_sqnr: float = float("inf")
+    skipped: dict[str, str] = field(default_factory=dict)
+    classes: int = 0
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost: of top-1 with labels, else of agreement; None for other models."""
+        if self.float_top1 and self.quantized_top1:
+            return self.float_top1.percent - self.quantized_top1.percent
+        return None if self.agreement is None else 100.0 - self.agreement.percent
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the reader must know before believing the figures."""
+        found = []
+        if self.constant_answer:
+            found.append("the float model gives one answer to every sample: check preprocessing")
+        top1 = self.float_top1
+        classes = self.classes
+        if top1 and classes and top1.interval[0] <= 100.0 / classes:
+            found.append(
+                f"the float model is at chance on these data ({top1.percent:.1f} % of {classes} "
+                "classes): check preprocessing and the order of the labels"
+            )
+        if self.exact and self.exact.hits < EXACT_AGREEMENT * self.exact.count:
+            found.append(
+                "the optimised and the unoptimised graph disagree on this processor "
+                f"({self.exact.percent:.1f} % equal answers): its 8-bit products may saturate"
+            )
+        return found
+
+
+def compare(
+    reference: Session,
+    quantized: Session,
+    samples: Samples,
+    *,
+    exact: Session | None = None,
+    labels: Sequence[int] | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Run both models over all samples in one streaming pass.
+
+    Args:
+        reference: The float model.
+        quantized: The quantized model as deployed.
+        samples: The data.
+        exact: The quantized model without graph optimisations, to check a few samples against.
+        labels: Class of each sample, by key.
+        progress: Called after every batch.
+
+    Raises:
+        CalibrationError: The models differ in inputs or outputs, or there are no samples.
+    """
+    _same_signature(reference, quantized)
+    found = Comparison(outputs={name: Fidelity() for name in reference.outputs})
+    answers: set[int] = set()
+    divergence = 0.0
+    between = Fidelity()
+    size = batch_size(reference, samples)
+    for batch in batches(samples, reference.inputs, size):
+        before = {k: batch.trim(v) for k, v in reference.run(batch.feeds).items()}
+        after = {k: batch.trim(v) for k, v in quantized.run(batch.feeds).items()}
+        for name, fidelity in found.outputs.items():
+            if np.issubdtype(before[name].dtype, np.floating):
+                fidelity.update(before[name], after[name])
+        logits, other = before[reference.outputs[0]], after[reference.outputs[0]]
+        classifier = len(found.outputs) == 1 and logits.ndim == 2 and logits.shape[1] > 1
+        if exact is not None and found.samples < EXACT_SAMPLES:
+            unoptimized = batch.trim(exact.run(batch.feeds)[reference.outputs[0]])
+            between.update(unoptimized, other)
+            if classifier:
+                found.exact = found.exact or Rate()
+                found.exact.add(unoptimized.argmax(axis=1) == other.argmax(axis=1))
+        if classifier:
+            found.classes = logits.shape[1]
+            found.agreement = found.agreement or Rate()
+            found.agreement.add(logits.argmax(axis=1) == other.argmax(axis=1))
+            divergence += float(kl_divergence(logits, other).sum())
+            answers.update(int(a) for a in logits.argmax(axis=1))
+            if labels is not None:
+                truth = np.array([labels[key] for key in batch.keys])
+                _score(found, logits, other, truth)
+        found.samples += batch.valid
+        progress("validating", batch.valid, samples.total)
+    if not found.samples:
+        raise CalibrationError("no samples to validate on")
+    found.kl = divergence / found.samples
+    found.exact_sqnr = between.sqnr
+    found.constant_answer = len(answers) == 1 and found.samples >= 32
+    found.skipped = dict(samples.skipped)
+    return found
+
+
+def _score(found: Comparison, logits: Array, other: Array, truth: Array) -> None:
+    """Fold top-1, and top-5 where there are more than five classes, of both models in."""
+    for kind, scores in (("float", logits), ("quantized", other)):
+        for k in (1, 5):
+            if scores.shape[1] > k:
+                rate = getattr(found, f"{kind}_top{k}") or Rate()
+                best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+                rate.add((best == truth[:, None]).any(axis=1))
+                setattr(found, f"{kind}_top{k}", rate)
+
+
+def _same_signature(reference: Session, quantized: Session) -> None:
+    for what in ("inputs", "outputs"):
+        ours = [getattr(i, "name", i) for i in getattr(reference, what)]
+        theirs = [getattr(i, "name", i) for i in getattr(quantized, what)]
+        if ours != theirs:
+            raise CalibrationError(
+                f"the two models have different {what}: {', '.join(ours)} and {', '.join(theirs)}"
+            )

@@ -1,0 +1,155 @@
+"""Weighted layers: which axis of a weight is which, for every operator that has one.
+
+This file alone knows it. A layer is a view of a node; it holds no state of its own.
+
+| op            | weight                       | out axis | in axis |
+|---------------|------------------------------|----------|---------|
+| Conv          | (c_out, c_in / groups, *k)   | 0        | 1       |
+| ConvTranspose | (c_in, c_out / groups, *k)   | 1        | 0       |
+| Gemm, B       | (k, n), or (n, k) if transB  | 1, or 0  | 0, or 1 |
+| Gemm, A       | (m, k), or (k, m) if transA  | 0, or 1  | 1, or 0 |
+| MatMul, B     | (..., k, n)                  | -1       | -2      |
+| MatMul, A     | (..., m, k)                  | -2       | -1      |
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.model import Model
+from onnxq.spec import Floats
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A node with a constant weight.
+
+    Attributes:
+        node: The node.
+        weight_index: Input that holds the weight: 1, or 0 where the constant is on the left.
+        out_axis: Output channel axis of the weight, non-negative.
+        in_axis: Input channel axis of the weight, non-negative.
+        groups: Channel groups of a convolution, else 1.
+    """
+
+    node: gs.Node
+    weight_index: int
+    out_axis: int
+    in_axis: int
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return str(self.node.name)
+
+    @property
+    def op(self) -> str:
+        """The operator."""
+        return str(self.node.op)
+
+    @property
+    def weight_tensor(self) -> gs.Constant:
+        """The weight's constant."""
+        return self.node.inputs[self.weight_index]
+
+    @property
+    def weight(self) -> Floats:
+        """The weight's values."""
+        values: Floats = self.weight_tensor.values
+        return values
+
+    @property
+    def data(self) -> gs.Tensor:
+        """The activation that the weight meets."""
+        return self.node.inputs[1 - self.weight_index]
+
+    @property
+    def output(self) -> gs.Tensor:
+        """The layer's result, before any activation function."""
+        return self.node.outputs[0]
+
+    @property
+    def bias_tensor(self) -> gs.Tensor | None:
+        """The third input, or None."""
+        inputs = self.node.inputs
+        return inputs[2] if len(inputs) > 2 and not inputs[2].is_empty() else None
+
+    @property
+    def bias(self) -> Floats | None:
+        """Bias as float32 (c_out,) or any shape that broadcasts to it; None if not a constant."""
+        tensor = self.bias_tensor
+        return tensor.values if isinstance(tensor, gs.Constant) else None
+
+    @property
+    def c_out(self) -> int:
+        """Number of output channels."""
+        size = int(self.weight_tensor.shape[self.out_axis])
+        return size * self.groups if self.op == "ConvTranspose" else size
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output channel reads one input channel."""
+        return self.groups > 1 and self.op == "Conv" and self.weight_tensor.shape[1] == 1
+
+    def per_output(self, values: Floats) -> Floats:
+        """Shape one value per output channel (c_out,) to broadcast over the weight."""
+        w = self.weight_tensor
+        if self.op == "ConvTranspose":
+            blocks = np.repeat(values.reshape(self.groups, -1), w.shape[0] // self.groups, axis=0)
+            return blocks.reshape(w.shape[0], -1, *(1,) * (len(w.shape) - 2))
+        shape = [1] * len(w.shape)
+        shape[self.out_axis] = -1
+        return values.reshape(shape)
+
+    def set_weight(self, model: Model, values: Floats) -> None:
+        """Give the node a weight of its own; another reader of the old one keeps it."""
+        name = self.weight_tensor.name
+        self.node.inputs[self.weight_index] = model.constant(name, values.astype(np.float32))
+
+    def set_bias(self, model: Model, values: Floats) -> None:
+        """Give the node a bias of its own, (c_out,), whether or not it had one."""
+        old = self.bias_tensor
+        name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
+        bias = model.constant(name, values.astype(np.float32))
+        if len(self.node.inputs) > 2:
+            self.node.inputs[2] = bias
+        else:
+            self.node.inputs.append(bias)
+
+
+def layer_of(node: gs.Node) -> Layer | None:
+    """The layer a node is, or None if it has no float32 constant weight."""
+    if node.op not in WEIGHTED or node.domain or len(node.inputs) < 2:
+        return None
+    right = _is_weight(node.inputs[1])
+    if node.op in ("Conv", "ConvTranspose"):
+        out_axis = 0 if node.op == "Conv" else 1
+        groups = int(node.attrs.get("group", 1))
+        return Layer(node, 1, out_axis, 1 - out_axis, groups) if right else None
+    if right == _is_weight(node.inputs[0]):
+        return None
+    index = 1 if right else 0
+    if node.op == "Gemm":
+        flipped = int(node.attrs.get("transB" if right else "transA", 0))
+        out_axis = flipped ^ index
+        return Layer(node, index, out_axis, 1 - out_axis)
+    rank = len(node.inputs[index].shape)
+    if rank < 2:
+        return None
+    return Layer(node, index, rank - 2 + index, rank - 1 - index)
+
+
+def layers(model: Model) -> Iterator[Layer]:
+    """The weighted layers of the main graph, in its order."""
+    for node in list(model.graph.nodes):
+        if (layer := layer_of(node)) is not None:
+            yield layer
+
+
+def _is_weight(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant) and tensor.dtype == np.float32

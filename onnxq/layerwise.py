@@ -1,0 +1,165 @@
+"""Which layer hurts: the error of every layer's result, of its own making and as it accumulates.
+
+A quantized file keeps the names of the float model's tensors, so results compare by name.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.calibration import Progress, silent
+from onnxq.data import Samples, batch_size, batches
+from onnxq.kernels import stored_names
+from onnxq.layers import WEIGHTED
+from onnxq.model import Model
+from onnxq.numerics.affine import dequantize, quantize
+from onnxq.numerics.metrics import Fidelity
+from onnxq.runtime import Session
+from onnxq.spec import Floats, QParams, QuantSpec
+
+TRANSPARENT = {"QuantizeLinear", "Clip", "DequantizeLinear"}
+
+
+@dataclass
+class LayerError:
+    """Errors of one layer's result against the float model.
+
+    Attributes:
+        name: The layer's node.
+        result: The tensor compared.
+        isolated: SQNR in dB with this layer alone quantized, fed the float model's tensors.
+        accumulated: SQNR in dB inside the quantized model.
+    """
+
+    name: str
+    result: str
+    isolated: float
+    accumulated: float
+
+
+@dataclass
+class _Probe:
+    """A quantized layer cut out of its graph, to be fed float activations."""
+
+    name: str
+    data: str
+    feed: str
+    result: str
+    grid: QParams | None
+
+
+def layer_errors(
+    reference: Model, quantized: Model, samples: Samples, progress: Progress = silent
+) -> list[LayerError]:
+    """Errors of all layers whose data and result both models name, worst accumulated first.
+
+    Args:
+        reference: The float model.
+        quantized: A quantized file made from it.
+        samples: Data; a few dozen are enough.
+        progress: Called after every batch.
+    """
+    bench, probes = _cut_out(quantized, set(_float_tensors(reference)))
+    if not probes:
+        return []
+    names = sorted({p.data for p in probes} | {p.result for p in probes})
+    floats = Session(reference, taps=names)
+    whole = Session(quantized, taps=sorted({p.result for p in probes}), optimize=False)
+    alone = Session(bench, optimize=False)
+    isolated = {p.name: Fidelity() for p in probes}
+    accumulated = {p.name: Fidelity() for p in probes}
+    size = batch_size(floats, samples)
+    for batch in batches(samples, floats.inputs, size):
+        truth = floats.run(batch.feeds) | dict(batch.feeds)
+        mixed = whole.run(batch.feeds)
+        single = alone.run({p.feed: _onto(truth[p.data], p.grid) for p in probes})
+        for p in probes:
+            wanted = batch.trim(truth[p.result])
+            accumulated[p.name].update(wanted, batch.trim(mixed[p.result]))
+            isolated[p.name].update(wanted, batch.trim(single[p.result]))
+        progress("comparing layers", batch.valid, samples.total)
+    errors = [
+        LayerError(p.name, p.result, isolated[p.name].sqnr, accumulated[p.name].sqnr)
+        for p in probes
+    ]
+    return sorted(errors, key=lambda e: e.accumulated)
+
+
+def quantized_layers(model: Model) -> list[gs.Node]:
+    """Nodes whose weight is stored in integers."""
+    return [
+        node
+        for node in model.graph.nodes
+        if node.op in WEIGHTED and any(len(stored_names(t)) > 1 for t in node.inputs[:2])
+    ]
+
+
+def grid_of(tensor: gs.Tensor) -> QParams | None:
+    """The grid a dequantized activation lies on; None for a tensor that is not one.
+
+    Read back from the graph: scale and zero point from its DequantizeLinear, the number of levels
+    from the Clip behind its QuantizeLinear, found through any moves between the two.
+    """
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or node.op != "DequantizeLinear" or isinstance(node.inputs[0], gs.Constant):
+        return None
+    scale, zero = node.inputs[1].values, node.inputs[2].values
+    bits, above = 8, node.inputs[0].inputs[0]
+    while above.op != "QuantizeLinear":
+        if above.op == "Clip":
+            bits = min(bits, max(2, int(above.inputs[2].values).bit_length()))
+        above = above.inputs[0].inputs[0]
+    spec = QuantSpec(bits=bits, signed=False, symmetric=False, per_channel=False)
+    return QParams(np.asarray(scale, np.float32), np.asarray(zero), None, spec)
+
+
+def _onto(x: Floats, grid: QParams | None) -> Floats:
+    return x if grid is None else dequantize(quantize(x, grid), grid)
+
+
+def _float_tensors(model: Model) -> list[str]:
+    inputs = [t.name for t in model.graph.inputs]
+    return inputs + [t.name for node in model.graph.nodes for t in node.outputs]
+
+
+def _cut_out(quantized: Model, known: set[str]) -> tuple[Model, list[_Probe]]:
+    """A graph of all quantized layers side by side, each with an input and an output of its own."""
+    bench = quantized.clone()
+    probes: list[_Probe] = []
+    feeds: list[gs.Tensor] = []
+    results: list[gs.Tensor] = []
+    for node in quantized_layers(bench):
+        side = next(i for i, t in enumerate(node.inputs[:2]) if len(stored_names(t)) <= 1)
+        data = node.inputs[side]
+        grid = grid_of(data)
+        source = data.name if data.name in known else _entry(data)
+        result = _result(node)
+        if source not in known or result.name not in known:
+            continue
+        feed = gs.Variable(bench.fresh(f"{node.name}_feed"), dtype=np.float32)
+        node.inputs[side] = feed
+        probes.append(_Probe(node.name, source, feed.name, result.name, grid))
+        feeds.append(feed)
+        results.append(result)
+    bench.graph.inputs, bench.graph.outputs = feeds, results
+    bench.tidy()
+    return bench, probes
+
+
+def _entry(tensor: gs.Tensor) -> str:
+    """The float tensor that was quantized into ``tensor``."""
+    while tensor.inputs and tensor.inputs[0].op in TRANSPARENT:
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
+
+
+def _result(node: gs.Node) -> gs.Tensor:
+    """The layer's result as its readers see it: dequantized, if it is quantized."""
+    tensor = node.outputs[0]
+    while len(tensor.outputs) >= 1 and tensor.outputs[0].op in TRANSPARENT:
+        reader = next((r for r in tensor.outputs if r.op == "DequantizeLinear"), tensor.outputs[0])
+        tensor = reader.outputs[0]
+        if reader.op == "DequantizeLinear":
+            break
+    return tensor

@@ -1,0 +1,621 @@
+"""An ONNX model in memory: a graphsurgeon graph and everything graphsurgeon forgets.
+
+This file alone knows onnx protobufs and graphsurgeon's traps: it drops metadata, documentation,
+model version and some attribute kinds, stamps an IR version onnxruntime refuses, cannot pack 4-bit
+constants once their values were read, loads external data eagerly, accepts two tensors of one name
+and sorts recursively. What it drops is kept aside and put back; the rest is done here instead.
+"""
+
+import contextlib
+import itertools
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxq.errors import InputError, UnsupportedModel, UsageError
+from onnxq.spec import Array, QParams, QTensor
+
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+
+# Protobuf stops at 2 GiB; above this the weights go to a data file beside the model.
+INLINE_LIMIT = 3 * 2**29
+# Tensors smaller than this stay in the model file even when the weights do not.
+EXTERNAL_MIN = 1024
+# The newest IR version that every supported onnxruntime (>= 1.23) reads; opset 21 needs it.
+MAX_IR = 10
+
+# ONNX's codes of the element types passes name.
+FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
+INT8 = int(TensorProto.INT8)
+
+_CARRIED = {
+    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,
+    AttributeProto.GRAPH, AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,
+}  # fmt: skip
+
+
+@dataclass
+class _Aside:
+    """What graphsurgeon drops, kept by name and put back on export."""
+
+    header: ModelProto
+    values: dict[str, onnx.ValueInfoProto]
+    nodes: dict[str, onnx.NodeProto]
+
+
+@dataclass
+class Model:
+    """A mutable model. Passes edit ``graph`` and fill in the quantization plan.
+
+    Attributes:
+        graph: The graphsurgeon graph; every node in it has a unique name.
+        path: Where the model was loaded from, if it was.
+        notes: What had to be done to read the model, one sentence each.
+        weights: Plan: layer name to its integer weight.
+        activations: Plan: tensor name to its grid.
+        kept_float: Plan: node name to the reason why it stays float.
+        metadata: The file's ``metadata_props``.
+    """
+
+    graph: gs.Graph
+    aside: _Aside
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    weights: dict[str, QTensor] = field(default_factory=dict)
+    activations: dict[str, QParams] = field(default_factory=dict)
+    kept_float: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    # -- reading the graph ---------------------------------------------------------------------
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return int(self.graph.opset)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants, as they lie in memory."""
+        return sum(_nbytes(c) for c in self.constants())
+
+    def constants(self) -> list[gs.Constant]:
+        """The distinct constants of the main graph, in order of first use."""
+        inputs = itertools.chain.from_iterable(node.inputs for node in self.graph.nodes)
+        outputs = iter(self.graph.outputs)
+        found = (t for t in itertools.chain(inputs, outputs) if isinstance(t, gs.Constant))
+        return list({id(t): t for t in found}.values())
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether ``tensor`` leaves the graph."""
+        return any(tensor is out for out in self.graph.outputs)
+
+    def single_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The only reader of ``tensor``; None if there are several or it leaves the graph."""
+        if len(tensor.outputs) != 1 or self.is_output(tensor):
+            return None
+        return tensor.outputs[0]
+
+    def fresh(self, wish: str) -> str:
+        """A name no tensor or node of the model has, as close to ``wish`` as can be."""
+        taken = self._names()
+        name = next(n for n in _numbered(wish) if n not in taken)
+        taken.add(name)
+        return name
+
+    # -- editing the graph ---------------------------------------------------------------------
+
+    def constant(self, wish: str, values: Array) -> gs.Constant:
+        """A new constant; ml_dtypes' sub-byte dtypes are packed as ONNX packs them."""
+        name = self.fresh(wish)
+        if values.dtype in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2):
+            return gs.Constant(name, LazyValues(numpy_helper.from_array(values, name)))
+        return gs.Constant(name, np.ascontiguousarray(values).reshape(values.shape))
+
+    def variable(self, wish: str) -> gs.Variable:
+        """A new tensor without a producer."""
+        return gs.Variable(self.fresh(wish))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        output: gs.Tensor,
+        name: str | None = None,
+        **attrs: Any,
+    ) -> gs.Node:
+        """Append a node; ``tidy`` puts it in its place."""
+        label = self.fresh(name or f"{output.name}_{op}")
+        node = gs.Node(op, label, attrs, inputs=list(inputs), outputs=[output])
+        self.graph.nodes.append(node)
+        return node
+
+    def redirect(self, old: gs.Tensor, new: gs.Tensor, but: Iterable[gs.Node] = ()) -> None:
+        """Let every reader of ``old`` read ``new`` instead, except the nodes in ``but``."""
+        kept = {id(node) for node in but}
+        for node in list(old.outputs):
+            if id(node) not in kept:
+                for i, tensor in enumerate(node.inputs):
+                    if tensor is old:
+                        node.inputs[i] = new
+
+    def bypass(self, node: gs.Node) -> bool:
+        """Remove a node that hands its first input on; False if the graph's signature forbids it.
+
+        The tensor that survives keeps the name the outside knows: an output's name wins.
+        """
+        source, result = node.inputs[0], node.outputs[0]
+        if self.is_output(result):
+            if isinstance(source, gs.Constant) or not source.inputs or self.is_output(source):
+                return False
+            producer = source.inputs[0]
+            node.inputs.clear()
+            node.outputs.clear()
+            producer.outputs[[id(t) for t in producer.outputs].index(id(source))] = result
+            self.redirect(source, result)
+        else:
+            node.inputs.clear()
+            node.outputs.clear()
+            self.redirect(result, source)
+        return True
+
+    def evaluate(self, node: gs.Node) -> Array:
+        """The first output of a node whose inputs are all constants, by ONNX's reference."""
+        from onnx.reference import ReferenceEvaluator  # late: rarely needed, slow to import
+
+        inputs = {t.name: t.values for t in node.inputs if not t.is_empty()}
+        graph = gs.Graph([node.copy(node.inputs, [gs.Variable("result")])], opset=self.opset)
+        proto = gs.export_onnx(graph).graph.node[0]
+        node_model = onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [proto],
+                "node",
+                [onnx.ValueInfoProto(name=name) for name in inputs],
+                [onnx.ValueInfoProto(name="result")],
+            ),
+            opset_imports=[onnx.helper.make_opsetid("", self.opset)],
+        )
+        result: Array = ReferenceEvaluator(node_model).run(None, inputs)[0]
+        return result
+
+    def become_constant(self, node: gs.Node, values: Array) -> bool:
+        """Replace a node by the value of its first output; False if that leaves the graph."""
+        result = node.outputs[0]
+        if self.is_output(result):
+            return False
+        node.inputs.clear()
+        node.outputs.clear()
+        constant = gs.Constant(result.name, np.ascontiguousarray(values).reshape(values.shape))
+        self.redirect(result, constant)
+        return True
+
+    def ranks(self) -> dict[str, int]:
+        """Number of axes of the tensors ONNX's shape inference can tell; a hint, never a gate."""
+        if self.nbytes > INLINE_LIMIT:
+            return {}
+        try:
+            graph = onnx.shape_inference.infer_shapes(self.to_proto()).graph
+        except Exception:
+            return {}
+        known = itertools.chain(graph.value_info, graph.input, graph.output)
+        return {
+            v.name: len(v.type.tensor_type.shape.dim)
+            for v in known
+            if v.type.tensor_type.HasField("shape")
+        }
+
+    def tidy(self) -> None:
+        """Drop nodes nobody reads and sort the rest topologically, keeping their order otherwise."""
+        nodes = self.graph.nodes
+        alive: set[int] = set()
+        wanted = [t.inputs[0] for t in self.graph.outputs if t.inputs]
+        while wanted:
+            node = wanted.pop()
+            if id(node) not in alive:
+                alive.add(id(node))
+                wanted += [t.inputs[0] for t in _reads(node) if t.inputs]
+        for node in [n for n in nodes if id(n) not in alive]:
+            node.inputs.clear()
+            node.outputs.clear()
+        here = {id(node) for node in nodes}
+        done: set[int] = set()
+        ordered: list[gs.Node] = []
+        for root in (n for n in nodes if id(n) in alive):
+            stack = [(root, False)]
+            while stack:
+                node, ready = stack.pop()
+                if id(node) in done or id(node) not in here:
+                    continue
+                if ready:
+                    done.add(id(node))
+                    ordered.append(node)
+                    continue
+                stack.append((node, True))
+                stack += [(t.inputs[0], False) for t in reversed(_reads(node)) if t.inputs]
+        self.graph.nodes = ordered
+
+    def clone(self) -> "Model":
+        """An independent graph over the same, shared weight arrays."""
+        return Model(
+            self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
+            dict(self.activations), dict(self.kept_float), dict(self.metadata),
+        )  # fmt: skip
+
+    def replace_by(self, proto: ModelProto) -> None:
+        """Take over a graph that a tool outside made of this one, keeping what it lost."""
+        self.graph = _import(proto)
+
+    def raise_opset(self, version: int) -> None:
+        """Raise the default opset with ONNX's official converter; no-op if it is high enough.
+
+        Raises:
+            UnsupportedModel: The converter has no way from here to there, or the model is too
+                large for it.
+        """
+        before = self.opset
+        if before >= version:
+            return
+        if self.nbytes > INLINE_LIMIT:
+            raise UnsupportedModel(
+                f"opset {before} must be raised to {version}, but the converter cannot take models "
+                "over 2 GB: export the model again with a newer opset"
+            )
+        try:
+            raised = onnx.version_converter.convert_version(self.to_proto(), version)
+        except Exception as cause:
+            reason = str(cause).strip().splitlines()[-1]
+            raise UnsupportedModel(
+                f"opset {before} cannot be raised to {version} ({reason}): export the model again "
+                f"with opset {version} or newer"
+            ) from cause
+        self.replace_by(raised)
+        self.notes.append(f"opset raised from {before} to {version}")
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def to_proto(self) -> ModelProto:
+        """The model as one protobuf, weights inline."""
+        proto = gs.export_onnx(self.graph, do_type_check=False)
+        aside = self.aside
+        header = aside.header
+        proto.domain, proto.model_version = header.domain, header.model_version
+        proto.producer_name, proto.producer_version = header.producer_name, header.producer_version
+        proto.doc_string = header.doc_string
+        proto.graph.doc_string = header.graph.doc_string
+        proto.graph.metadata_props.extend(header.graph.metadata_props)
+        for key, value in self.metadata.items():
+            proto.metadata_props.add(key=key, value=value)
+        for info in itertools.chain(proto.graph.input, proto.graph.output):
+            if info.name in aside.values:
+                info.CopyFrom(aside.values[info.name])
+        for node in _all_nodes(proto.graph):
+            if (lost := aside.nodes.get(node.name)) is not None:
+                node.doc_string = lost.doc_string
+                node.metadata_props.extend(lost.metadata_props)
+                if node.op_type == lost.op_type:
+                    node.attribute.extend(lost.attribute)
+        proto.ir_version = min(
+            max(header.ir_version, onnx.helper.find_min_ir_version_for(proto.opset_import, True)),
+            MAX_IR,
+        )
+        return proto
+
+    def to_bytes(self) -> bytes:
+        """Serialized protobuf with the weights inline; the same model gives the same bytes."""
+        return bytes(self.to_proto().SerializeToString(deterministic=True))
+
+    def save(self, path: Path, force: bool = False) -> None:
+        """Write the model; nothing appears under ``path`` until all of it is written.
+
+        Above ``INLINE_LIMIT`` the weights go to ``path`` + ".data", streamed from where they lie.
+
+        Raises:
+            UsageError: ``path`` is the file the model came from, or exists and ``force`` is off, or
+                its folder is missing.
+        """
+        check_writable(path, self.path, force)
+        if self.nbytes <= INLINE_LIMIT:
+            with replacing(path) as temporary:
+                temporary.write_bytes(self.to_bytes())
+            return
+        data = path.with_name(path.name + ".data")
+        check_writable(data, None, force)
+        with replacing(path) as temporary, replacing(data) as temporary_data:
+            with temporary_data.open("wb") as sink, self._externalized(sink, data.name):
+                proto = self.to_proto()
+            temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+    @contextlib.contextmanager
+    def _externalized(self, sink: Any, location: str) -> Iterator[None]:
+        """Stream the large constants to ``sink``; until exit they export as references to it."""
+        held: list[tuple[gs.Constant, Any]] = []
+        try:
+            for constant in self.constants():
+                if _nbytes(constant) >= EXTERNAL_MIN:
+                    held.append((constant, constant._values))
+                    constant._values = LazyValues(_external(constant, sink, location))
+            yield
+        finally:
+            for constant, values in held:
+                constant._values = values
+
+    def _names(self) -> set[str]:
+        """Every tensor and node name, subgraphs and functions included; built once per graph."""
+        known: tuple[gs.Graph, set[str]] | None = getattr(self, "_known_names", None)
+        if known is None or known[0] is not self.graph:
+            names = {t.name for t in itertools.chain(self.graph.inputs, self.graph.outputs)}
+            bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
+            for node in itertools.chain.from_iterable(body.nodes for body in bodies):
+                names.add(node.name)
+                names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
+            known = (self.graph, names)
+            self._known_names = known
+        return known[1]
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read an ONNX file, with external data left on disk until it is used.
+
+    Raises:
+        InputError: The file is missing, truncated or not ONNX, or its external data are missing,
+            truncated or outside the model's folder.
+        UnsupportedModel: The file holds no runnable graph.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    proto = ModelProto()
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as window,
+        ):
+            proto.ParseFromString(window)
+    except (DecodeError, ValueError) as cause:  # an empty file cannot be mapped
+        raise InputError(f"{path}: not an ONNX model, or truncated") from cause
+    if not proto.graph.node or not proto.opset_import:
+        raise InputError(f"{path}: not an ONNX model, or one without a graph")
+    _attach_external(proto, path)
+    return from_proto(proto, path)
+
+
+def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
+    """A model over ``proto``, which from then on belongs to it."""
+    notes = []
+    if proto.ir_version > MAX_IR:
+        notes.append(f"IR version lowered from {proto.ir_version} to {MAX_IR}")
+    metadata = {p.key: p.value for p in proto.metadata_props}
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx":
+            opset.domain = ""
+    aside = _set_aside(proto)
+    return Model(_import(proto), aside, path, notes, metadata=metadata)
+
+
+def check_file(path: Path) -> str | None:
+    """What onnx's checker, shape inference included, has to say against a file; None if nothing."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as complaint:
+        return " ".join(str(complaint).split())[:300]
+    return None
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a model on disk, its external data files included."""
+    proto = onnx.load(path, load_external_data=False)
+    tensors = external_data_helper._get_all_tensors(proto)
+    outside = {
+        external_data_helper.ExternalDataInfo(t).location
+        for t in tensors
+        if external_data_helper.uses_external_data(t)
+    }
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in outside)))
+
+
+def check_writable(path: Path, source: Path | None, force: bool) -> None:
+    """Raise UsageError unless ``path`` may be written.
+
+    Args:
+        path: The file to write.
+        source: A file that must never be overwritten, however ``path`` spells it.
+        force: Whether another existing file may be replaced.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if source is not None and path.exists() and path.samefile(source):
+        raise UsageError(f"{path}: is the input; the input is never overwritten")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; --force replaces it")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _import(proto: ModelProto) -> gs.Graph:
+    """Import with unique node names, dense constants and external weights mapped, not read."""
+    _name_nodes(proto.graph)
+    _densify(proto.graph)
+    initializers = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in initializers]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    graph = gs.import_onnx(proto)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
+            source = tensor._values.tensor
+            if source.data_location == TensorProto.EXTERNAL:
+                tensor._values = _mapped(source)
+                tensor.data_location = None
+    return graph
+
+
+def _set_aside(proto: ModelProto) -> _Aside:
+    """Collect what an import drops; attributes graphsurgeon cannot read leave the nodes."""
+    header = ModelProto(
+        ir_version=proto.ir_version, domain=proto.domain, model_version=proto.model_version,
+        doc_string=proto.doc_string, producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+    )  # fmt: skip
+    header.graph.doc_string = proto.graph.doc_string
+    header.graph.metadata_props.extend(proto.graph.metadata_props)
+    _name_nodes(proto.graph)
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in _all_nodes(proto.graph):
+        strange = [a for a in node.attribute if not _readable(a)]
+        if strange or node.doc_string or node.metadata_props:
+            kept = nodes[node.name] = onnx.NodeProto(op_type=node.op_type)
+            kept.doc_string = node.doc_string
+            kept.metadata_props.extend(node.metadata_props)
+            kept.attribute.extend(strange)
+            readable = [a for a in node.attribute if _readable(a)]
+            del node.attribute[:]
+            node.attribute.extend(readable)
+    values: dict[str, onnx.ValueInfoProto] = {}
+    for info in itertools.chain(proto.graph.input, proto.graph.output):
+        values[info.name] = onnx.ValueInfoProto()
+        values[info.name].CopyFrom(info)
+    return _Aside(header, values, nodes)
+
+
+def _readable(attribute: AttributeProto) -> bool:
+    """Whether graphsurgeon carries this attribute through a round trip."""
+    if attribute.type not in _CARRIED:
+        return False
+    try:
+        for text in (attribute.s, *attribute.strings):
+            text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the subgraphs in their attributes."""
+    pending = [graph]
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            pending += [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: nameless ones after their first output."""
+    taken: set[str] = set()
+    for node in _all_nodes(graph):
+        wish = node.name or f"{node.op_type}_{next((o for o in node.output if o), 'sink')}"
+        node.name = next(n for n in _numbered(wish) if n not in taken)
+        taken.add(node.name)
+
+
+def _numbered(wish: str) -> Iterator[str]:
+    return itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1)))
+
+
+def _densify(graph: onnx.GraphProto) -> None:
+    """Turn sparse initializers, which graphsurgeon loses, into dense ones."""
+    for sparse in graph.sparse_initializer:
+        values, indices = (
+            numpy_helper.to_array(sparse.values),
+            numpy_helper.to_array(sparse.indices),
+        )
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def _reads(node: gs.Node) -> list[gs.Tensor]:
+    """Inputs of a node and of everything inside its subgraphs."""
+    inner = (n for body in node.subgraphs(recursive=True) for n in body.nodes)
+    return [t for n in itertools.chain([node], inner) for t in n.inputs]
+
+
+def _nbytes(constant: gs.Constant) -> int:
+    """Size of a constant without reading it."""
+    return int(constant._values.nbytes)
+
+
+def _attach_external(proto: ModelProto, path: Path) -> None:
+    """Make external references absolute and check them; small oddities are read at once."""
+    held = list(proto.graph.initializer)  # keeps the wrappers, and so their ids, alive
+    top = {id(t) for t in held}
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        file = path.parent / info.location
+        inside = file.resolve().is_relative_to(path.parent.resolve())
+        size = file.stat().st_size if inside and file.is_file() else -1
+        needed = (info.offset or 0) + (info.length or 0)
+        if size < 0:
+            raise InputError(f"{path}: its external data file {info.location} is missing beside it")
+        if size < needed:
+            raise InputError(f"{path}: its external data file {info.location} is truncated")
+        if id(tensor) in top and _mappable(tensor):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(file.resolve())
+        else:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _mappable(tensor: TensorProto) -> bool:
+    """Whether the bytes on disk are the array: not packed, not text."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return dtype.isbuiltin == 1 and dtype != object
+
+
+def _mapped(tensor: TensorProto) -> Array:
+    info = external_data_helper.ExternalDataInfo(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(info.location, dtype, "r", offset=info.offset or 0, shape=shape)
+
+
+def _external(constant: gs.Constant, sink: Any, location: str) -> TensorProto:
+    """Write a constant's bytes to ``sink`` and return a tensor that refers to them."""
+    offset = sink.tell()
+    if isinstance(constant._values, LazyValues):
+        source = constant._values.tensor
+        data_type, dims = source.data_type, list(source.dims)
+        sink.write(source.raw_data or numpy_helper.to_array(source).tobytes())
+    else:
+        array = constant._values
+        data_type, dims = onnx.helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape)
+        np.ascontiguousarray(array).tofile(sink)
+    tensor = TensorProto(name=constant.name, data_type=data_type, dims=dims)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (
+        ("location", location), ("offset", offset), ("length", sink.tell() - offset),
+    ):  # fmt: skip
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

@@ -1,0 +1,1 @@
+"""Pure functions over arrays: no graph, no file, no logging; numpy and nothing else."""

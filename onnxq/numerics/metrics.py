@@ -1,0 +1,70 @@
+"""How close two results are: SQNR, cosine, KL, agreement, and how sure a rate is."""
+
+import math
+
+import numpy as np
+
+from onnxq.spec import Floats
+
+
+class Fidelity:
+    """Running SQNR and cosine similarity of a stream against its reference; memory O(1).
+
+    SQNR = 10 log10(sum r^2 / sum (r - x)^2) in dB.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0.0
+        self._noise = 0.0
+        self._other = 0.0
+        self._product = 0.0
+
+    def update(self, reference: Floats, x: Floats) -> None:
+        """Fold a pair of arrays of one shape in."""
+        r = reference.astype(np.float64).reshape(-1)
+        q = x.astype(np.float64).reshape(-1)
+        self._signal += float(np.dot(r, r))
+        self._other += float(np.dot(q, q))
+        self._product += float(np.dot(r, q))
+        self._noise += float(np.dot(r - q, r - q))
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise, dB; inf if equal, -inf if there is no signal."""
+        if self._noise == 0.0:
+            return math.inf
+        return 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity; 1 if both are zero."""
+        norm = math.sqrt(self._signal * self._other)
+        return self._product / norm if norm else float(self._signal == self._other)
+
+
+def log_probabilities(scores: Floats) -> Floats:
+    """Log probabilities of rows of scores (n, classes), float64.
+
+    Rows that are distributions already (not negative, sum 1) are taken as such, others as logits.
+    """
+    z = scores.astype(np.float64)
+    if (z >= 0).all() and np.allclose(z.sum(axis=-1), 1.0, atol=1e-3):
+        return np.asarray(np.log(np.maximum(z, 1e-12)))
+    z = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def kl_divergence(reference: Floats, scores: Floats) -> Floats:
+    """KL(reference || scores) in nats for each row of (n, classes)."""
+    p, q = log_probabilities(reference), log_probabilities(scores)
+    return np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % confidence interval of a rate ``hits / n`` (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = hits / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(center - half, 0.0), min(center + half, 1.0)

@@ -1,0 +1,175 @@
+"""Statistics as folds: update with an array, merge with another; memory independent of the data.
+
+The results depend on the values seen, never on how they were batched.
+"""
+
+import math
+from typing import Protocol, Self
+
+import numpy as np
+
+from onnxq.spec import Floats
+
+BINS = 8192
+
+
+class Observer(Protocol):
+    """What calibration feeds: every tensor a pass asks for is folded into one of these."""
+
+    def update(self, x: Floats) -> None:
+        """Fold one batch of a tensor in."""
+
+    def merge(self, other: Self) -> None:
+        """Fold another observer of the same kind in."""
+
+
+class MinMax:
+    """Exact minimum and maximum of the finite values, and how many values there were.
+
+    Attributes:
+        lo: Minimum; +inf before the first value.
+        hi: Maximum; -inf before the first value.
+        count: Finite values seen.
+        nonfinite: NaN and infinite values seen; they are left out of all else.
+    """
+
+    def __init__(self) -> None:
+        self.lo = math.inf
+        self.hi = -math.inf
+        self.count = 0
+        self.nonfinite = 0
+
+    def update(self, x: Floats) -> None:
+        """Fold an array of any shape in; an empty one changes nothing."""
+        self._finite(x)
+
+    def merge(self, other: "MinMax") -> None:
+        """Fold another observer in."""
+        self.lo, self.hi = min(self.lo, other.lo), max(self.hi, other.hi)
+        self.count += other.count
+        self.nonfinite += other.nonfinite
+
+    def _finite(self, x: Floats) -> Floats:
+        """Count ``x`` in and return its finite values, flat."""
+        x = x.reshape(-1)
+        if x.size == 0:
+            return x
+        lo, hi = float(x.min()), float(x.max())
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            finite = x[np.isfinite(x)]
+            self.nonfinite += x.size - finite.size
+            return self._finite(finite)
+        self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
+        self.count += x.size
+        return x
+
+
+class Histogram(MinMax):
+    """MinMax and a histogram that needs no range beforehand.
+
+    The bins cover [-radius, radius) with the radius a power of two. When a value falls outside,
+    the radius doubles and pairs of bins merge. Edges are dyadic and scaling by a power of two is
+    exact, so a merged count is the count that direct binning would have given.
+
+    Attributes:
+        counts: int64 (BINS,).
+        radius: Half the covered range; 0 as long as only zeros were seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = np.zeros(BINS, np.int64)
+        self.radius = 0.0
+
+    @property
+    def edges(self) -> Floats:
+        """Bin edges, float64 (BINS + 1,)."""
+        return (np.arange(BINS + 1) - BINS // 2) * (2 * self.radius / BINS)
+
+    @property
+    def centers(self) -> Floats:
+        """Bin centers, float64 (BINS,)."""
+        return (self.edges[:-1] + self.edges[1:]) / 2
+
+    def update(self, x: Floats) -> None:
+        """Fold a float32 array of any shape in."""
+        x = self._finite(x)
+        if x.size == 0:
+            return
+        self._grow(max(-self.lo, self.hi))
+        if self.radius:
+            index = np.floor(x * np.float32(BINS / (2 * self.radius))).astype(np.int32)
+            self.counts += np.bincount(index + BINS // 2, minlength=BINS)
+        else:
+            self.counts[BINS // 2] += x.size
+
+    def merge(self, other: MinMax) -> None:
+        """Fold another histogram in."""
+        if not isinstance(other, Histogram):
+            raise TypeError("a histogram merges with a histogram")
+        super().merge(other)
+        theirs = Histogram()
+        theirs.counts, theirs.radius = other.counts.copy(), other.radius
+        largest = max(-self.lo, self.hi)
+        self._grow(largest)
+        theirs._grow(largest)
+        self.counts += theirs.counts
+
+    def _grow(self, largest: float) -> None:
+        """Double the radius until ``largest`` lies strictly inside it."""
+        if largest <= 0.0 or largest < self.radius:
+            return
+        radius = math.ldexp(1.0, math.frexp(largest)[1])
+        if self.radius == 0.0:
+            self.radius = radius
+        quarter = BINS // 4
+        while self.radius < radius:
+            merged = np.zeros(BINS, np.int64)
+            merged[quarter : 3 * quarter] = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = merged
+            self.radius *= 2
+
+
+class ChannelMoments:
+    """Range, mean and standard deviation per channel of a tensor (n, ..., c at ``axis``, ...).
+
+    Attributes:
+        lo: float64 (channels,).
+        hi: float64 (channels,).
+    """
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
+        self.lo = np.array(math.inf)
+        self.hi = np.array(-math.inf)
+        self._count = 0
+        self._sum = np.array(0.0)
+        self._squares = np.array(0.0)
+
+    def update(self, x: Floats) -> None:
+        """Fold one batch in."""
+        if x.size == 0:
+            return
+        rows = np.moveaxis(x, self.axis, 0).reshape(x.shape[self.axis], -1).astype(np.float64)
+        self.lo = np.minimum(self.lo, rows.min(axis=1))
+        self.hi = np.maximum(self.hi, rows.max(axis=1))
+        self._count += rows.shape[1]
+        self._sum = self._sum + rows.sum(axis=1)
+        self._squares = self._squares + (rows**2).sum(axis=1)
+
+    def merge(self, other: "ChannelMoments") -> None:
+        """Fold another observer in."""
+        self.lo, self.hi = np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi)
+        self._count += other._count
+        self._sum = self._sum + other._sum
+        self._squares = self._squares + other._squares
+
+    @property
+    def mean(self) -> Floats:
+        """Mean per channel."""
+        return self._sum / self._count
+
+    @property
+    def std(self) -> Floats:
+        """Standard deviation per channel."""
+        return np.asarray(np.sqrt(np.maximum(self._squares / self._count - self.mean**2, 0.0)))

@@ -1,0 +1,138 @@
+"""Range estimators: from values, or from a histogram of them, to the range worth representing.
+
+Weights are seen whole, per tensor or per channel; activations as the histogram of a stream.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxq.numerics import oaq
+from onnxq.numerics.affine import fake_quantize, qparams, reduce_axes
+from onnxq.numerics.observe import Histogram, MinMax
+from onnxq.spec import Floats, QuantSpec
+
+Range = tuple[Floats, Floats]
+
+# Shrink factors 1, 0.99, ..., 0.21 and the error norm of BRECQ, QDrop and OBC (their code).
+SHRINK = 1.0 - 0.01 * np.arange(80)
+NORM = 2.4
+
+# Share of values inside the percentile range, by bit width: fewer levels afford fewer outliers.
+INSIDE = {8: 0.9999, 7: 0.9999, 6: 0.9999, 5: 0.9995, 4: 0.999, 3: 0.995, 2: 0.99}
+
+
+def weight_max(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Exact minimum and maximum of a weight, per channel if ``axis`` is given."""
+    axes = reduce_axes(w.ndim, axis)
+    return w.min(axis=axes, initial=0.0), w.max(axis=axes, initial=0.0)
+
+
+def weight_percentile(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Symmetric range that holds the share INSIDE[bits] of the values."""
+    largest = np.quantile(np.abs(w), INSIDE[spec.bits], axis=reduce_axes(w.ndim, axis))
+    return -largest, largest
+
+
+def weight_mse(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Of the shrunken max ranges, the one with the least sum of |w - w_hat|^2.4, per channel."""
+    axes = reduce_axes(w.ndim, axis)
+    lo, hi = weight_max(w, spec, axis)
+    best = np.full(np.shape(hi), np.inf)
+    shrink = np.ones(np.shape(hi))
+    for factor in SHRINK:
+        params = qparams(lo * factor, hi * factor, spec, axis)
+        error = (np.abs(w - fake_quantize(w, params)).astype(np.float64) ** NORM).sum(axis=axes)
+        shrink = np.where(error < best, factor, shrink)
+        best = np.minimum(best, error)
+    return lo * shrink, hi * shrink
+
+
+def weight_oaq(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Outlier-aware range with the tabulated sigma (see numerics/oaq.py)."""
+    return oaq.scaled_range(w, oaq.sigma(spec), axis)
+
+
+def activation_minmax(seen: MinMax, spec: QuantSpec) -> Range:
+    """Exact minimum and maximum of the stream."""
+    return np.asarray(seen.lo), np.asarray(seen.hi)
+
+
+def activation_percentile(seen: Histogram, spec: QuantSpec) -> Range:
+    """Range that leaves half of the share 1 - INSIDE[bits] out at either end that is not zero."""
+    share = np.cumsum(seen.counts) / seen.counts.sum()
+    outside = (1.0 - INSIDE[spec.bits]) / (2 if seen.lo < 0 < seen.hi else 1)
+    lo = seen.edges[np.searchsorted(share, outside, side="right")]
+    hi = seen.edges[np.searchsorted(share, 1.0 - outside) + 1]
+    return np.asarray(max(lo, seen.lo)), np.asarray(min(hi, seen.hi))
+
+
+def activation_mse(seen: Histogram, spec: QuantSpec) -> Range:
+    """Range with the least squared error on the histogram.
+
+    Both ends shrink together first, then each alone: the two tails of a stream rarely agree.
+    """
+    x, counts = _occupied(seen)
+
+    def error(lo: float, hi: float) -> float:
+        params = qparams(np.asarray(lo), np.asarray(hi), spec)
+        return float(np.dot(counts, (x - fake_quantize(x, params)).astype(np.float64) ** 2))
+
+    lo, hi = seen.lo, seen.hi
+    ends = [(lo * f, hi * f) for f in SHRINK]
+    lo, hi = min(ends, key=lambda end: error(*end))
+    if seen.lo < 0 < seen.hi:
+        lo = min((seen.lo * f for f in SHRINK), key=lambda end: error(end, hi))
+        hi = min((seen.hi * f for f in SHRINK), key=lambda end: error(lo, end))
+    return np.asarray(lo), np.asarray(hi)
+
+
+def activation_entropy(seen: Histogram, spec: QuantSpec) -> Range:
+    """Range whose quantized distribution diverges least from the clipped one (KL).
+
+    P is the histogram inside the range with the outliers' mass on its end bins, Q spreads the mass
+    of every quantization level evenly over the level's occupied bins; argmin of KL(P || Q) over
+    the shrunken ranges. The TensorRT recipe, with the histogram's own bins.
+    """
+    x, counts = _occupied(seen)
+
+    def divergence(factor: float) -> float:
+        params = qparams(np.asarray(seen.lo * factor), np.asarray(seen.hi * factor), spec)
+        inside = (x >= float(params.lo)) & (x <= float(params.hi))
+        if inside.sum() < 2:
+            return np.inf
+        p = np.where(inside, counts, 0.0)
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        p[first] += counts[:first].sum()
+        p[last] += counts[last + 1 :].sum()
+        kept, raw = p[inside], counts[inside]
+        levels = np.rint(x[inside] / params.scale).astype(np.int64)
+        levels -= levels.min()
+        mass = np.bincount(levels, raw)[levels] / np.bincount(levels)[levels]
+        p_norm, q_norm = kept / kept.sum(), mass / mass.sum()
+        return float(np.sum(p_norm * np.log(p_norm / q_norm)))
+
+    factor = min(SHRINK, key=divergence)
+    return np.asarray(seen.lo * factor), np.asarray(seen.hi * factor)
+
+
+def _occupied(seen: Histogram) -> tuple[Floats, Floats]:
+    """Centers (clipped to the exact range) and counts of the bins that hold anything."""
+    occupied = seen.counts > 0
+    x = np.clip(seen.centers[occupied], seen.lo, seen.hi).astype(np.float32)
+    return x, seen.counts[occupied].astype(np.float64)
+
+
+WEIGHT: dict[str, Callable[[Floats, QuantSpec, int | None], Range]] = {
+    "max": weight_max,
+    "percentile": weight_percentile,
+    "mse": weight_mse,
+    "oaq": weight_oaq,
+}
+
+ACTIVATION: dict[str, Callable[[Histogram, QuantSpec], Range]] = {
+    "minmax": activation_minmax,
+    "percentile": activation_percentile,
+    "mse": activation_mse,
+    "entropy": activation_entropy,
+}

@@ -1,0 +1,216 @@
+"""Which nodes run on integers: a decision about the whole graph, made before any tensor is touched.
+
+Three kinds of node take part, after what onnxruntime's CPU kernels were measured to do:
+
+* A *layer* (Conv, Gemm, MatMul with a constant weight) has an integer kernel and is worth it.
+* A *companion* (Add, Mul, Concat, pools, Sigmoid, LeakyRelu) has one too, but pays only between
+  integer neighbours: all its inputs must be born on integers and something after it must want them.
+  Near the outputs nothing does, so decoders of boxes and scores stay float by themselves.
+* A *move* (Reshape, Transpose, Slice, MaxPool, nearest Resize, ...) only rearranges or selects
+  values. It runs on the 8-bit codes themselves, exactly, between a QuantizeLinear and the
+  DequantizeLinear of whoever reads it next.
+
+A Relu or Clip right behind a layer or companion is *absorbed*: the quantizer of the result
+saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import WEIGHTED, Layer, layer_of
+from onnxq.model import Model
+
+COMPANIONS = {
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
+}  # fmt: skip
+ACTIVATIONS = {"Relu", "Clip"}
+MOVES = {
+    "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape",
+    "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+}  # fmt: skip
+READERS_OF_SHAPE = {"Shape", "Size"}
+
+
+@dataclass
+class Placement:
+    """The decision, by node and tensor name.
+
+    Attributes:
+        integer: Layers and companions that run on integer kernels.
+        moves: Nodes that run on codes.
+        results: Integer node to the tensor its output is quantized as (after absorbed
+            activations); a Gemm or MatMul that nothing integer reads is not in it: its integer
+            kernel returns floats.
+        absorbed: Integer node to the activation nodes its quantizer replaces.
+        born: Tensors that exist as codes.
+        entries: Float tensors that an integer node reads and that must be quantized for it.
+        why_float: Weighted node or companion left float to the reason, a clause.
+    """
+
+    integer: set[str] = field(default_factory=set)
+    moves: set[str] = field(default_factory=set)
+    results: dict[str, str] = field(default_factory=dict)
+    absorbed: dict[str, list[gs.Node]] = field(default_factory=dict)
+    born: set[str] = field(default_factory=set)
+    entries: set[str] = field(default_factory=set)
+    why_float: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> list[str]:
+        """Tensors that need a grid of their own."""
+        return sorted({*self.results.values(), *self.entries})
+
+
+def place(model: Model) -> Placement:
+    """Decide for the model as it stands, respecting ``model.kept_float``.
+
+    The largest consistent choice: start with every node that could run on integers, then let go
+    of companions whose neighbours are not there, until nothing changes.
+    """
+    placement = Placement()
+    nodes = model.graph.nodes
+    for node in nodes:
+        if (why := _obstacle(model, node)) is None:
+            placement.integer.add(node.name)
+        elif node.op in WEIGHTED or node.op in COMPANIONS:
+            placement.why_float[node.name] = why
+    changed = True
+    while changed:
+        changed = False
+        _trace(model, placement)
+        wanted = _wanted(model, placement)
+        for node in nodes:
+            if node.name not in placement.integer or node.op not in COMPANIONS:
+                continue
+            why = None
+            if not all(t.name in placement.born for t in node.inputs if not _constant(t)):
+                why = "an input comes from a float operator"
+            elif _result(model, node)[0].name not in wanted:
+                why = "nothing that follows runs on integers"
+            if why is not None:
+                placement.integer.discard(node.name)
+                placement.why_float[node.name] = why
+                changed = True
+    return placement
+
+
+def data_inputs(node: gs.Node) -> list[gs.Tensor]:
+    """Inputs that carry activations: all but weights, biases and other constants."""
+    layer = layer_of(node)
+    found = [layer.data] if layer is not None else list(node.inputs)
+    return [t for t in found if not t.is_empty() and not _constant(t)]
+
+
+def _trace(model: Model, placement: Placement) -> None:
+    """Follow the codes forward: fill in results, absorbed, born, moves and entries."""
+    wanted = _wanted(model, placement)
+    placement.results, placement.absorbed = {}, {}
+    placement.born, placement.moves, placement.entries = set(), set(), set()
+    swallowed: set[str] = set()
+    for node in model.graph.nodes:
+        if node.name in placement.integer:
+            placement.entries |= {t.name for t in data_inputs(node) if t.name not in placement.born}
+            result, activations = _result(model, node)
+            if node.op in ("Gemm", "MatMul") and result.name not in wanted:
+                continue
+            placement.results[node.name] = result.name
+            placement.absorbed[node.name] = activations
+            placement.born.add(result.name)
+            swallowed |= {a.name for a in activations}
+        elif _moves(node) and node.name not in swallowed and node.name not in model.kept_float:
+            if node.inputs[0].name in placement.born:
+                placement.moves.add(node.name)
+                placement.born |= {t.name for t in node.outputs}
+
+
+def _wanted(model: Model, placement: Placement) -> set[str]:
+    """Tensors that an integer node reads, directly or through moves."""
+    wanted: set[str] = set()
+    for node in reversed(model.graph.nodes):
+        if node.name in placement.integer:
+            wanted |= {t.name for t in data_inputs(node)}
+        elif _moves(node) and any(t.name in wanted for t in node.outputs):
+            wanted.add(node.inputs[0].name)
+    return wanted
+
+
+def _result(model: Model, node: gs.Node) -> tuple[gs.Tensor, list[gs.Node]]:
+    """The tensor a node's output is quantized as, and the activations on the way to it."""
+    tensor, activations = node.outputs[0], []
+    while (reader := model.single_consumer(tensor)) is not None and reader.op in ACTIVATIONS:
+        if not _moves(reader) or reader.inputs[0] is not tensor or reader.name in model.kept_float:
+            break
+        activations.append(reader)
+        tensor = reader.outputs[0]
+    return tensor, activations
+
+
+def _moves(node: gs.Node) -> bool:
+    """Whether a node could run on codes: it selects or rearranges the values of its first input."""
+    if node.op not in MOVES or node.domain:
+        return False
+    if node.op == "Clip":
+        bounds = [t for t in node.inputs[1:] if not t.is_empty()]
+        return all(_constant(t) for t in bounds) and not node.attrs
+    if node.op == "MaxPool":
+        return len(node.outputs) == 1
+    if node.op == "Pad":
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        fills_zero = value is None or value.is_empty() or (_constant(value) and not value.values)
+        return node.attrs.get("mode", "constant") != "constant" or bool(fills_zero)
+    if node.op == "Resize":
+        return node.attrs.get("mode", "nearest") == "nearest" and "extrapolation_value" not in (
+            node.attrs
+        )
+    return not _constant(node.inputs[0])
+
+
+def _obstacle(model: Model, node: gs.Node) -> str | None:
+    """Why a node cannot run on integers whatever its neighbours do; None if it can."""
+    if node.name in model.kept_float:
+        return model.kept_float[node.name]
+    if node.domain:
+        return f"a custom operator of {node.domain}"
+    if node.op in WEIGHTED:
+        layer = layer_of(node)
+        return "it has no constant float32 weight" if layer is None else _layer_obstacle(layer)
+    if node.op in ("Add", "Mul"):
+        wide = any(
+            _constant(t) and (t.values.size != 1 or t.dtype != np.float32) for t in node.inputs
+        )
+        return "it has a constant operand that is not one number" if wide else None
+    if node.op == "Concat":
+        return "it has a constant operand" if any(map(_constant, node.inputs)) else None
+    if node.op == "AveragePool":
+        return "it is dilated" if set(node.attrs.get("dilations", [1])) != {1} else None
+    return None if node.op in COMPANIONS else "it has no integer kernel in onnxruntime"
+
+
+def _layer_obstacle(layer: Layer) -> str | None:
+    node = layer.node
+    if layer.op == "ConvTranspose":
+        return "ConvTranspose has no integer kernel in onnxruntime; its weight is stored quantized"
+    if layer.weight_tensor.values.size == 0:
+        return "its weight is empty"
+    if layer.weight_index == 0:
+        return "its weight is the left operand; its weight is stored quantized"
+    if layer.bias_tensor is not None and (layer.bias is None or layer.bias.size != layer.c_out):
+        return "its bias is not one constant per output channel"
+    if layer.op == "MatMul" and layer.weight.ndim != 2:
+        return "its weight is a batch of matrices; its weight is stored quantized"
+    if layer.op == "Gemm" and (node.attrs.get("transA", 0) or node.attrs.get("beta", 1.0) != 1.0):
+        return "its data operand is transposed or its bias scaled; its weight is stored quantized"
+    return None
+
+
+def _constant(tensor: gs.Tensor) -> bool:
+    return isinstance(tensor, gs.Constant)
+
+
+def demote(model: Model, reasons: Mapping[str, str]) -> Placement:
+    """Keep more nodes float and decide again."""
+    model.kept_float.update(reasons)
+    return place(model)

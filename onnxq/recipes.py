@@ -1,0 +1,178 @@
+"""Recipes: what a conversion does, as a value. Named ones, TOML ones, and what flags make of them."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+
+import onnxq.passes  # noqa: F401  (registers the passes)
+from onnxq.errors import InputError, UsageError
+from onnxq.passes.clean_graph import CleanGraph
+from onnxq.passes.drop_identities import DropIdentities
+from onnxq.passes.fold_batchnorm import FoldBatchnorm
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.normalize import Normalize
+from onnxq.passes.pool_means import PoolMeans
+from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.split_shared import SplitShared
+from onnxq.pipeline import REGISTRY, Pass
+from onnxq.preprocess import explain
+
+ActBits = int | Literal["float"]
+
+PREPARATION: tuple[Pass, ...] = (
+    Normalize(),
+    DropIdentities(),
+    FoldBatchnorm(),
+    CleanGraph(),
+    PoolMeans(),
+    SplitShared(),
+)
+
+
+class Recipe(BaseModel):
+    """An ordered tuple of passes and the nodes to leave alone.
+
+    Attributes:
+        passes: Exact passes first, then lossy ones.
+        keep_float: Globs over node names that stay float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passes: tuple[SerializeAsAny[Pass], ...]
+    keep_float: tuple[str, ...] = ()
+
+    @field_validator("passes", mode="before")
+    @classmethod
+    def _parse(cls, values: Any) -> Any:
+        return tuple(v if isinstance(v, Pass) else _pass_of(v) for v in values)
+
+    @property
+    def exact(self) -> tuple[Pass, ...]:
+        """The passes that leave the float function unchanged."""
+        return tuple(p for p in self.passes if p.exact)
+
+    @property
+    def lossy(self) -> tuple[Pass, ...]:
+        """The passes that quantize."""
+        return tuple(p for p in self.passes if not p.exact)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the weights."""
+        return next((p.bits for p in self.passes if isinstance(p, QuantizeWeights)), 32)
+
+    @property
+    def act_bits(self) -> ActBits:
+        """Bits of the activations."""
+        return next((p.bits for p in self.passes if isinstance(p, QuantizeActivations)), "float")
+
+    @property
+    def label(self) -> str:
+        """Short form for file names, as in ``w4a8``."""
+        return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the inverse of ``from_dict``."""
+        steps = [{"name": p.name, **p.options()} for p in self.passes]
+        return {"keep_float": list(self.keep_float), "pass": steps}
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file."""
+        return tomli_w.dumps(self.to_dict())
+
+    def to_json(self) -> str:
+        """The recipe as one line, for a model's metadata."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            UsageError: An unknown key or pass (with the nearest known one), or a wrong value.
+        """
+        unknown = [key for key in values if key not in ("pass", "keep_float")]
+        if unknown or "pass" not in values:
+            raise UsageError(
+                f"a recipe has the keys pass and keep_float, not {', '.join(unknown) or 'neither'}"
+            )
+        try:
+            return cls(passes=values["pass"], keep_float=values.get("keep_float", ()))
+        except ValidationError as cause:
+            raise UsageError(f"recipe: {explain(cause)}") from cause
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a TOML file.
+
+        Raises:
+            InputError: The file is missing or not TOML.
+            UsageError: It is not a recipe.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+            raise InputError(f"{path}: not a readable TOML file ({cause})") from cause
+        return cls.from_dict(values)
+
+
+def build(
+    *,
+    bits: int = 8,
+    act_bits: ActBits = 8,
+    weight_range: str = "max",
+    act_range: str = "minmax",
+    per_channel: bool = True,
+    keep_float: tuple[str, ...] = (),
+) -> Recipe:
+    """The recipe that flags describe.
+
+    Raises:
+        UsageError: A width or range that does not exist.
+    """
+    try:
+        weights = QuantizeWeights.of(
+            {"bits": bits, "per_channel": per_channel, "range": weight_range}
+        )
+        steps: tuple[Pass, ...] = (*PREPARATION, weights)
+        if act_bits != "float":
+            steps += (QuantizeActivations.of({"bits": act_bits, "range": act_range}),)
+    except ValidationError as cause:
+        raise UsageError(explain(cause)) from cause
+    return Recipe(passes=(*steps, InsertQdq()), keep_float=keep_float)
+
+
+# What each named recipe changes about ``build``.
+NAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "vanilla": ("round to nearest on max ranges, activations on min-max", {}),
+    "mse": (
+        "ranges with the least error, for weights and activations",
+        {"weight_range": "mse", "act_range": "mse"},
+    ),
+    "oaq": ("outlier-aware weight ranges with the tabulated sigma", {"weight_range": "oaq"}),
+}
+
+
+def _pass_of(values: Any) -> Pass:
+    if not isinstance(values, dict) or "name" not in values:
+        raise ValueError("every pass needs a name")
+    name = values["name"]
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(str(name), REGISTRY, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(REGISTRY)}"
+        raise ValueError(f"there is no pass {name}{hint}")
+    kind = REGISTRY[name]
+    options = {k: v for k, v in values.items() if k != "name"}
+    for key in options:
+        if key not in kind.model_fields:
+            near = difflib.get_close_matches(key, kind.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} has no option {key}{hint}")
+    return kind.of(options)

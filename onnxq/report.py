@@ -1,0 +1,227 @@
+"""What a conversion did and how good the result is: one value that prints itself."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+from onnxq.evaluate import Comparison, Rate
+from onnxq.kernels import Kernels
+from onnxq.layerwise import LayerError
+from onnxq.pipeline import Outcome
+
+WORST = 5
+
+
+@dataclass
+class Report:
+    """Everything ``convert`` has to say.
+
+    Attributes:
+        source: Path of the float model.
+        output: Path of the file written.
+        label: Widths, as in ``w8a8``.
+        float_bytes: Size of the source, external data included.
+        bytes: Size of the output, external data included.
+        notes: What had to be done or assumed, one sentence each.
+        warnings: What the reader should look into.
+        outcomes: What every pass did.
+        difference: Largest change of a float output by the exact passes, relative to the largest
+            value of that output; None if it was not checked.
+        calibration: Number of samples, seed, digest and preprocessing; empty without data.
+        kernels: What onnxruntime runs on integers.
+        why_float: Weighted layer that runs on floats to the reason.
+        layers: Error of every layer.
+        fidelity: Quantized against float on some of the calibration samples.
+        validation: The same on the validation data.
+        max_drop: The gate, in points.
+    """
+
+    source: str
+    output: str
+    label: str
+    float_bytes: int
+    bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    difference: float | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+    kernels: Kernels = field(default_factory=Kernels)
+    why_float: dict[str, str] = field(default_factory=dict)
+    layers: list[LayerError] = field(default_factory=list)
+    fidelity: Comparison | None = None
+    validation: Comparison | None = None
+    max_drop: float | None = None
+
+    @property
+    def missed(self) -> float | None:
+        """Points by which the gate was missed; None if it was passed or not set."""
+        drop = self.validation.drop if self.validation else None
+        if self.max_drop is None or drop is None or drop <= self.max_drop:
+            return None
+        return drop - self.max_drop
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 if the ``max_drop`` gate failed."""
+        return int(self.missed is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure, as plain values for JSON."""
+        values = asdict(self) | {
+            "size_ratio": self.bytes / self.float_bytes,
+            "integer_layers": len(self.kernels.integer),
+            "total_layers": self.kernels.total,
+            "fidelity": comparison_dict(self.fidelity) if self.fidelity else None,
+            "validation": comparison_dict(self.validation) if self.validation else None,
+            "missed_by": self.missed,
+            "exit_code": self.exit_code,
+        }
+        return values
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Print, widest facts first."""
+        yield f"[bold]{self.source}[/bold] -> [bold]{self.output}[/bold]  ({self.label})"
+        facts = Table.grid(padding=(0, 2))
+        for name, text in self._facts():
+            facts.add_row(name, text)
+        yield facts
+        if self.layers:
+            yield ""
+            yield layer_table(self.layers[:WORST], f"worst {min(WORST, len(self.layers))} layers")
+            worst = self.layers[0]
+            if worst.accumulated < 20:
+                yield f"to leave the worst one alone: --keep-float '{worst.name}'"
+        left = Table.grid(padding=(0, 2))
+        for name, why in [*self.why_float.items(), *self._other_skips()]:
+            left.add_row("  " + name, why)
+        if left.row_count:
+            yield ""
+            yield "left float, and why"
+            yield left
+        for comparison, title in ((self.fidelity, "calibration"), (self.validation, "validation")):
+            if comparison:
+                yield ""
+                yield comparison_table(comparison, f"{title} data, {comparison.samples} samples")
+        for warning in self.warnings:
+            yield f"[yellow]warning:[/yellow] {warning}"
+        if self.missed is not None:
+            yield f"[red]--max-drop {self.max_drop:g} missed by {self.missed:.2f} points[/red]"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            (
+                "size",
+                f"{human(self.float_bytes)} -> {human(self.bytes)}, "
+                f"ratio {self.bytes / self.float_bytes:.3f}",
+            ),
+            (
+                "kernels",
+                f"{len(self.kernels.integer)} of {self.kernels.total} layers on integers; the rest "
+                f"of the graph: {_operators(self.kernels)}",
+            ),
+        ]
+        steps = [f"{name} {len(out.edits)}" for name, out in self.outcomes.items() if out]
+        facts.append(("passes", ", ".join(steps)))
+        if self.difference is not None:
+            text = f"float outputs moved by at most {self.difference:.1e} of their largest value"
+            facts.append(("verified", text))
+        if self.calibration:
+            facts.append(
+                (
+                    "calibration",
+                    f"{self.calibration['count']} samples, seed {self.calibration['seed']}, "
+                    f"preprocessing: {self.calibration['origin']}",
+                )
+            )
+        return facts + [("note", note) for note in self.notes]
+
+    def _other_skips(self) -> list[tuple[str, str]]:
+        """Skips of all passes but those of weighted layers, equal reasons put together."""
+        where: dict[str, list[str]] = {}
+        for outcome in self.outcomes.values():
+            for skip in outcome.skips:
+                if skip.where not in self.why_float:
+                    where.setdefault(skip.why, []).append(skip.where)
+        return [
+            (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", why)
+            for why, names in where.items()
+        ]
+
+
+def comparison_dict(c: Comparison) -> dict[str, Any]:
+    """Every figure of a comparison, as plain values."""
+
+    def rate(r: Rate | None) -> dict[str, Any] | None:
+        if r is None:
+            return None
+        return {"percent": r.percent, "interval": r.interval, "hits": r.hits, "count": r.count}
+
+    return {
+        "samples": c.samples,
+        "float_top1": rate(c.float_top1),
+        "quantized_top1": rate(c.quantized_top1),
+        "float_top5": rate(c.float_top5),
+        "quantized_top5": rate(c.quantized_top5),
+        "agreement": rate(c.agreement),
+        "kl": c.kl if c.agreement else None,
+        "drop": c.drop,
+        "outputs": {k: {"sqnr": f.sqnr, "cosine": f.cosine} for k, f in c.outputs.items()},
+        "optimized_vs_unoptimized": rate(c.exact),
+        "optimized_vs_unoptimized_sqnr": c.exact_sqnr,
+        "skipped": c.skipped,
+        "warnings": c.warnings,
+    }
+
+
+def comparison_table(c: Comparison, title: str) -> Table:
+    """Float against quantized."""
+    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    for column in ("", "float", "quantized", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, before, after in (
+        ("top-1", c.float_top1, c.quantized_top1),
+        ("top-5", c.float_top5, c.quantized_top5),
+    ):
+        if before and after:
+            table.add_row(
+                name, f"{before.percent:.2f} %", f"{after.percent:.2f} %", _interval(after)
+            )
+    if c.agreement:
+        table.add_row("agreement", "", f"{c.agreement.percent:.2f} %", _interval(c.agreement))
+        table.add_row("KL", "", f"{c.kl:.4f} nat", "")
+    for name, fidelity in c.outputs.items():
+        table.add_row(f"SQNR of {name}", "", f"{fidelity.sqnr:.1f} dB", "")
+        table.add_row(f"cosine of {name}", "", f"{fidelity.cosine:.5f}", "")
+    return table
+
+
+def layer_table(errors: list[LayerError], title: str) -> Table:
+    """Errors of layers, isolated and accumulated."""
+    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("SQNR alone", justify="right")
+    table.add_column("SQNR in the model", justify="right")
+    for e in errors:
+        table.add_row(e.name, f"{e.isolated:.1f} dB", f"{e.accumulated:.1f} dB")
+    return table
+
+
+def human(size: int) -> str:
+    """Bytes for reading."""
+    return f"{size / 1024:.0f} KiB" if size < 2**20 else f"{size / 2**20:.2f} MiB"
+
+
+def _interval(rate: Rate) -> str:
+    lo, hi = rate.interval
+    return f"{lo:.2f} to {hi:.2f}"
+
+
+def _operators(kernels: Kernels) -> str:
+    others = Counter(kernels.operators)
+    for kernel in kernels.integer.values():
+        others[kernel] -= 1
+    return ", ".join(f"{n} {op}" for op, n in others.most_common() if n > 0) or "nothing"

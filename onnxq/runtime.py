@@ -1,0 +1,179 @@
+"""The only file that runs models: onnxruntime sessions on the CPU, and what they made of a graph."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxq.errors import InputError
+from onnxq.model import INLINE_LIMIT, Model
+from onnxq.spec import Array
+
+Feeds = Mapping[str, Array]
+
+# Operators of the optimised graph that compute in integers, beyond those named QLinear...
+INTEGER_KERNELS = {"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input: its name, dtype and shape, with None for every size left open."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...] | None
+
+
+class Session:
+    """A model ready to run.
+
+    Args:
+        model: A model, or the path of a file.
+        taps: Tensors to return besides the graph's outputs.
+        optimize: False runs the graph as written, node by node.
+        threads: Intra-op threads; 0 lets onnxruntime choose.
+        dump: Where to write the optimised graph.
+
+    Raises:
+        InputError: onnxruntime refuses the model; the message is onnxruntime's own.
+    """
+
+    def __init__(
+        self,
+        model: Model | Path,
+        taps: Sequence[str] = (),
+        *,
+        optimize: bool = True,
+        threads: int = 0,
+        dump: Path | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if dump is not None:
+            options.optimized_model_filepath = str(dump)
+        with _source(model, taps) as source:
+            try:
+                self._session = ort.InferenceSession(
+                    source, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as cause:
+                where = model if isinstance(model, Path) else model.path or "the model"
+                raise InputError(
+                    f"{where}: onnxruntime cannot load it: {_reason(cause)}"
+                ) from cause
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.inputs = [_input(i) for i in self._session.get_inputs()]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """All outputs and taps by name.
+
+        Raises:
+            InputError: onnxruntime cannot run the model on these feeds.
+        """
+        try:
+            values = self._session.run(None, dict(feeds))
+        except Exception as cause:
+            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
+            raise InputError(
+                f"onnxruntime cannot run the model on {shapes}: {_reason(cause)}"
+            ) from (cause)
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def optimized_graph(model: Model | Path) -> onnx.GraphProto:
+    """The graph onnxruntime runs after all its optimisations, weights left out of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "optimized.onnx"
+        Session(model, dump=file)
+        return onnx.load(file, load_external_data=False).graph
+
+
+def runs_on_integers(node: onnx.NodeProto) -> bool:
+    """Whether a node of an optimised graph is an integer kernel."""
+    return node.op_type.startswith("QLinear") or node.op_type in INTEGER_KERNELS
+
+
+def cpu_note() -> str:
+    """What the processor offers for 8-bit products, for printing beside results."""
+    with contextlib.suppress(OSError):
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split())
+        found = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+        return ", ".join(found) or "none: 8-bit products may saturate on this processor"
+    return "unknown"
+
+
+@contextlib.contextmanager
+def _source(model: Model | Path, taps: Sequence[str]) -> Iterator[str | bytes]:
+    """What onnxruntime loads: a path where the model is one or is too large, else bytes."""
+    if isinstance(model, Path) and not taps:
+        yield str(model)
+    elif isinstance(model, Path):
+        proto = onnx.load(model)
+        _add_outputs(proto, taps)
+        yield proto.SerializeToString()
+    elif model.nbytes <= INLINE_LIMIT:
+        proto = model.to_proto()
+        _add_outputs(proto, taps)
+        yield proto.SerializeToString()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            model.save(file)
+            proto = onnx.load(file, load_external_data=False)
+            _add_outputs(proto, taps)
+            file.write_bytes(proto.SerializeToString())
+            yield str(file)
+
+
+def _add_outputs(proto: onnx.ModelProto, taps: Sequence[str]) -> None:
+    present = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(taps) if name not in present
+    )
+
+
+def _input(arg: "ort.NodeArg") -> Input:
+    kind = arg.type.removeprefix("tensor(").removesuffix(")")
+    dtypes = {"float": "float32", "double": "float64"}
+    try:
+        dtype = np.dtype(dtypes.get(kind, kind))
+    except TypeError as cause:
+        raise InputError(
+            f"input {arg.name} is a {arg.type}; only numeric tensors can be fed"
+        ) from (cause)
+    shape = None if arg.shape is None else tuple(
+        d if isinstance(d, int) and d > 0 else None for d in arg.shape
+    )  # fmt: skip
+    return Input(arg.name, dtype, shape)
+
+
+def _reason(cause: Exception) -> str:
+    """The last clause of an onnxruntime error, on one line."""
+    text = " ".join(str(cause).split())
+    return text.split(" : ", 2)[-1][:300] or type(cause).__name__
+
+
+def version() -> str:
+    """The onnxruntime in use."""
+    return str(ort.__version__)
+
+
+def random_feeds(inputs: Sequence[Input], seed: int = 0, batch: int = 1) -> dict[str, Array]:
+    """Feeds that fit ``inputs``: normal floats, zeros for the rest; open sizes are ``batch``."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for i in inputs:
+        shape = [d or batch for d in i.shape or ()]
+        floating = np.issubdtype(i.dtype, np.floating)
+        feeds[i.name] = (rng.standard_normal(shape) if floating else np.zeros(shape)).astype(
+            i.dtype
+        )
+    return feeds

@@ -1,0 +1,91 @@
+"""Value types of quantization: what a grid is (QuantSpec), where it lies (QParams), codes on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The integer grid of a uniform quantizer.
+
+    Attributes:
+        bits: 2 to 8.
+        signed: Codes are two's complement rather than unsigned.
+        symmetric: The zero point is 0 and the range is mirrored.
+        per_channel: One scale for each output channel instead of one for the tensor.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code; a symmetric grid is narrow: its most negative code is left unused."""
+        return -self.qmax if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def dtype(self) -> np.dtype[np.signedinteger] | np.dtype[np.unsignedinteger]:
+        """Numpy dtype that holds the codes, one a byte."""
+        return np.dtype(np.int8) if self.signed else np.dtype(np.uint8)
+
+
+def weight_spec(bits: int, per_channel: bool = True) -> QuantSpec:
+    """Signed symmetric narrow grid, the form of all weights."""
+    return QuantSpec(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
+
+
+def activation_spec(bits: int) -> QuantSpec:
+    """Unsigned asymmetric per-tensor grid, the form of all activations."""
+    return QuantSpec(bits=bits, signed=False, symmetric=False, per_channel=False)
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """Where a grid lies on the real line.
+
+    Attributes:
+        scale: float32, () or (channels,); positive, finite and normal.
+        zero_point: Integer of the spec's dtype, same shape as ``scale``.
+        axis: Channel axis of the tensor the parameters belong to; None for one scale.
+        spec: The grid.
+    """
+
+    scale: Floats
+    zero_point: Ints
+    axis: int | None
+    spec: QuantSpec
+
+    @property
+    def lo(self) -> Floats:
+        """Smallest representable value, float32."""
+        return np.asarray((self.spec.qmin - self.zero_point.astype(np.int32)) * self.scale)
+
+    @property
+    def hi(self) -> Floats:
+        """Largest representable value, float32."""
+        return np.asarray((self.spec.qmax - self.zero_point.astype(np.int32)) * self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """A quantized weight: codes of the spec's dtype and where they lie."""
+
+    codes: Ints
+    params: QParams

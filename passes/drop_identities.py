@@ -1,0 +1,45 @@
+"""Nodes that hand their input on are noise between the nodes that matter."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.model import FLOAT, Model
+from onnxq.pipeline import Outcome, Pass, Statistics
+
+
+class DropIdentities(Pass):
+    """Remove Identity, inference-mode Dropout, empty Pad, one-input Concat and no-op Cast."""
+
+    name: ClassVar[str] = "drop-identities"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        for node in model.graph.nodes:
+            if not _hands_on(node) or any(t.outputs for t in node.outputs[1:]):
+                continue
+            if model.bypass(node):
+                outcome.edit(node.name, f"{node.op} removed")
+            else:
+                outcome.skip(node.name, f"this {node.op} ties a graph output to its source")
+        return outcome
+
+
+def _hands_on(node: gs.Node) -> bool:
+    """Whether the first output always equals the first input."""
+    if node.domain or not node.inputs:
+        return False
+    if node.op == "Dropout":
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        return training is None or (isinstance(training, gs.Constant) and not training.values.any())
+    if node.op == "Pad":
+        pads = node.inputs[1] if len(node.inputs) > 1 else None
+        return isinstance(pads, gs.Constant) and not np.any(pads.values)
+    if node.op == "Cast":
+        source = node.inputs[0]
+        made_float = bool(source.inputs) and source.inputs[0].op in ("Cast", "Conv", "Gemm", "Relu")
+        return node.attrs["to"] == FLOAT and made_float and source.dtype == np.float32
+    return node.op == "Identity" or (node.op == "Concat" and len(node.inputs) == 1)

@@ -1,0 +1,134 @@
+"""Batch normalization of a trained network is an affine map per channel; its neighbour absorbs it.
+
+The algebra stands in numerics/fold.py.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import Layer, layer_of
+from onnxq.model import Model
+from onnxq.numerics import fold
+from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.spec import Floats
+
+
+class FoldBatchnorm(Pass):
+    """Fold BatchNormalization into the layer before it, or where exact into the one after it.
+
+    1. After Conv, ConvTranspose or Gemm: always exact, if nothing else reads the layer.
+    2. Before Gemm, before a Conv without padding, and before any convolution if the offset is
+       zero: a padded border would otherwise see zero where the normalization would put its offset.
+    3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
+       kernel where BatchNormalization has none.
+    """
+
+    name: ClassVar[str] = "fold-batchnorm"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        ranks: dict[str, int] | None = None
+        for norm in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
+            if (why := _unusable(norm)) is not None:
+                outcome.skip(norm.name, why)
+                continue
+            a, d = fold.affine_of_batchnorm(
+                *(t.values for t in norm.inputs[1:5]), norm.attrs.get("epsilon", 1e-5)
+            )
+            if (layer := _layer_before(model, norm)) is not None:
+                _fold_after(model, norm, layer, a, d)
+                outcome.edit(norm.name, f"folded into {layer.name}")
+            elif (layer := _layer_after(model, norm, d)) is not None:
+                _fold_before(model, norm, layer, a, d)
+                outcome.edit(norm.name, f"folded into {layer.name}")
+            else:
+                ranks = model.ranks() if ranks is None else ranks
+                if ranks.get(norm.outputs[0].name) == 4:
+                    _become_conv(model, norm, a, d)
+                    outcome.edit(norm.name, "became a 1x1 depthwise Conv")
+                else:
+                    outcome.skip(norm.name, "no layer beside it can absorb it exactly")
+        return outcome
+
+
+def _unusable(norm: gs.Node) -> str | None:
+    """Why a BatchNormalization cannot be read as an affine map, if so."""
+    if norm.attrs.get("training_mode", 0) or any(t.outputs for t in norm.outputs[1:]):
+        return "it is in training mode"
+    if not all(isinstance(t, gs.Constant) and t.dtype == np.float32 for t in norm.inputs[1:5]):
+        return "its statistics are not float32 constants"
+    return None
+
+
+def _bias(layer: Layer) -> Floats | None:
+    """Bias as float64 (c_out,), zeros where there is none; None if it is not one per channel."""
+    if layer.bias_tensor is None:
+        return np.zeros(layer.c_out)
+    if layer.bias is None or layer.bias.size not in (1, layer.c_out):
+        return None
+    return np.broadcast_to(layer.bias.reshape(-1), layer.c_out).astype(np.float64)
+
+
+def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
+    producer = norm.inputs[0].inputs[0] if norm.inputs[0].inputs else None
+    layer = layer_of(producer) if producer is not None else None
+    if layer is None or layer.op == "MatMul" or layer.weight_index != 1 or _bias(layer) is None:
+        return None
+    return layer if model.single_consumer(layer.output) is norm else None
+
+
+def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
+    reader = model.single_consumer(norm.outputs[0])
+    layer = layer_of(reader) if reader is not None else None
+    if layer is None or layer.op == "MatMul" or layer.weight_index != 1:
+        return None
+    if layer.data is not norm.outputs[0] or _bias(layer) is None:
+        return None
+    if layer.op == "Gemm":
+        return None if layer.node.attrs.get("transA", 0) else layer
+    padded = any(layer.node.attrs.get("pads", [])) or layer.node.attrs.get(
+        "auto_pad", "NOTSET"
+    ) not in ("NOTSET", "VALID")
+    exact = not d.any() or (layer.op == "Conv" and not padded)
+    return layer if exact else None
+
+
+def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
+    bias = _bias(layer)
+    assert bias is not None
+    w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
+    result = norm.outputs[0]
+    norm.inputs.clear()
+    norm.outputs.clear()
+    layer.node.outputs[0] = result
+    layer.set_weight(model, w)
+    layer.set_bias(model, b)
+
+
+def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
+    bias = _bias(layer)
+    assert bias is not None
+    canonical = np.moveaxis(layer.weight, layer.out_axis, 0)
+    if layer.op == "ConvTranspose":
+        w = (layer.weight * a.reshape(-1, *(1,) * (layer.weight.ndim - 1))).astype(np.float32)
+        b = bias.astype(np.float32)
+    else:
+        w, b = fold.fold_before(canonical, bias, a, d, layer.groups)
+        w = np.moveaxis(w, 0, layer.out_axis)
+    layer.set_weight(model, w)
+    layer.set_bias(model, b)
+    layer.node.inputs[0] = norm.inputs[0]
+
+
+def _become_conv(model: Model, norm: gs.Node, a: Floats, d: Floats) -> None:
+    source, result = norm.inputs[0], norm.outputs[0]
+    name = norm.name
+    norm.inputs.clear()
+    norm.outputs.clear()
+    weight = model.constant(f"{name}_weight", a.astype(np.float32).reshape(-1, 1, 1, 1))
+    bias = model.constant(f"{name}_bias", d.astype(np.float32))
+    model.add("Conv", [source, weight, bias], result, name=f"{name}_conv", group=len(a))

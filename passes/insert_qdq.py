@@ -1,0 +1,278 @@
+"""Write the plan into the graph in the forms onnxruntime's CPU provider fuses, and in no other.
+
+An integer layer:    x -> DequantizeLinear -> Conv -> QuantizeLinear -> codes
+Codes below 8 bits:  QuantizeLinear -> Clip(codes, 2^b - 1) -> DequantizeLinear
+A move:              codes -> Transpose -> codes
+A weight:            int8 -> DequantizeLinear, or int4 -> Cast(int8) -> DequantizeLinear
+Weight of a float layer:  int8 or int4 -> Cast(float) -> Mul(scale), which folds away at load
+"""
+
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import Layer, layer_of
+from onnxq.model import FLOAT, INT8, Model
+from onnxq.numerics import affine
+from onnxq.numerics.bias import exact_codes, quantize_bias, safe_weight_scale
+from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.placement import READERS_OF_SHAPE, Placement, place
+from onnxq.spec import Array, Floats, QParams, QTensor
+
+
+class InsertQdq(Pass):
+    """Emit the chosen grids as QuantizeLinear and DequantizeLinear nodes."""
+
+    name: ClassVar[str] = "insert-qdq"
+    exact: ClassVar[bool] = False
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Rewrite the graph; tensors keep their names, so they can be compared with the source's."""
+        outcome = Outcome()
+        placement = place(model) if model.activations else Placement()
+        for node in model.graph.nodes:
+            for tensor in node.outputs:
+                if not model.is_output(tensor):
+                    tensor.dtype = tensor.shape = None
+        emitter = _Emitter(model, placement, outcome)
+        for node in list(model.graph.nodes):
+            emitter.emit(node)
+        return outcome
+
+
+class _Emitter:
+    """One walk over the graph in topological order; ``codes`` grows as tensors become integers."""
+
+    def __init__(self, model: Model, placement: Placement, outcome: Outcome) -> None:
+        self.model = model
+        self.placement = placement
+        self.outcome = outcome
+        self.codes: dict[str, gs.Tensor] = {}
+        self.params: dict[str, QParams] = {}
+        self.grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
+        self.entered: dict[str, gs.Tensor] = {}
+
+    def emit(self, node: gs.Node) -> None:
+        """Rewrite one node of the float graph."""
+        if node.name in self.placement.integer:
+            layer = layer_of(node)
+            for i, tensor in enumerate(node.inputs):
+                if layer is None and isinstance(tensor, gs.Constant):
+                    node.inputs[i] = self._scalar(tensor)
+                elif tensor.name in self.placement.entries and tensor.name not in self.codes:
+                    node.inputs[i] = self._enter(tensor)
+            if layer is not None:
+                self._integer_layer(layer)
+            if node.name in self.placement.results:
+                self._leave(node)
+        elif node.name in self.placement.moves:
+            self._move(node)
+        else:
+            if node.op in READERS_OF_SHAPE and node.inputs[0].name in self.codes:
+                node.inputs[0] = self.codes[node.inputs[0].name]
+            if (layer := layer_of(node)) is not None:
+                self._float_layer(layer)
+
+    # -- activations ---------------------------------------------------------------------------
+
+    def _leave(self, node: gs.Node) -> None:
+        """Quantize a node's result; absorbed activations go, the tensor they made keeps its name."""
+        activations = self.placement.absorbed[node.name]
+        result = activations[-1].outputs[0] if activations else node.outputs[0]
+        if activations:
+            raw = node.outputs[0]
+            for activation in activations:
+                activation.inputs.clear()
+                activation.outputs.clear()
+        else:
+            raw = self.model.variable(f"{result.name}_float")
+            node.outputs[0] = raw
+        params = self.model.activations[result.name]
+        self._dequantize(self._quantize(raw, result.name, params), result, params)
+
+    def _enter(self, tensor: gs.Tensor) -> gs.Tensor:
+        """The quantized and dequantized copy of a float tensor, made once."""
+        if tensor.name not in self.entered:
+            params = self.model.activations[tensor.name]
+            copy = self.model.variable(f"{tensor.name}_dequantized")
+            self.params[copy.name] = params
+            codes = self._quantize(tensor, tensor.name, params)
+            self.model.add("DequantizeLinear", [codes, *self._grid(tensor.name, params)], copy)
+            self.entered[tensor.name] = copy
+        return self.entered[tensor.name]
+
+    def _quantize(self, source: gs.Tensor, name: str, params: QParams) -> gs.Tensor:
+        """QuantizeLinear, and below 8 bits the integer Clip to the grid's largest code."""
+        codes = self.model.variable(f"{name}_codes")
+        self.model.add("QuantizeLinear", [source, *self._grid(name, params)], codes)
+        if params.spec.bits == 8:
+            return codes
+        clipped = self.model.variable(f"{name}_clipped")
+        self._clip(codes, clipped, params.spec.qmin, params.spec.qmax)
+        return clipped
+
+    def _dequantize(self, codes: gs.Tensor, result: gs.Tensor, params: QParams) -> None:
+        """Make ``result`` the dequantized ``codes``; both stay known for the nodes that follow."""
+        self.codes[result.name] = codes
+        self.params[result.name] = params
+        grid = self._grid(result.name, params)
+        self.model.add("DequantizeLinear", [codes, *grid], result)
+
+    def _move(self, node: gs.Node) -> None:
+        """Run a node on codes instead of floats."""
+        source = node.inputs[0].name
+        params = self.params[source]
+        spec = params.spec
+        if node.op in ("Relu", "Clip"):
+            bounds = [0.0, np.inf] if node.op == "Relu" else _bounds(node)
+            low, high = affine.quantize(np.array(bounds, np.float32), params)
+            result = node.outputs[0]
+            node.inputs.clear()
+            node.outputs.clear()
+            codes = self.model.variable(f"{result.name}_codes")
+            self._clip(self.codes[source], codes, int(low), int(high))
+            self._dequantize(codes, result, params)
+            return
+        node.inputs[0] = self.codes[source]
+        if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
+            zero = self.model.constant(f"{node.name}_zero", params.zero_point.astype(spec.dtype))
+            while len(node.inputs) < 3:
+                node.inputs.append(zero)
+            node.inputs[2] = zero
+        for i, result in enumerate(node.outputs):
+            codes = self.model.variable(f"{result.name}_codes")
+            node.outputs[i] = codes
+            self._dequantize(codes, result, params)
+
+    def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: int, high: int) -> None:
+        bounds = [
+            self.model.constant(f"{result.name}_{end}", np.array(value, np.uint8))
+            for end, value in (("min", low), ("max", high))
+        ]
+        self.model.add("Clip", [codes, *bounds], result)
+
+    def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
+        """A one-number operand as code 1 times itself, or code 0 minus 1, exactly."""
+        value = np.float32(tensor.values.reshape(()))
+        scale = np.abs(value) if value else np.float32(1.0)
+        code, zero = (1, 0) if value > 0 else (0, 1) if value < 0 else (0, 0)
+        result = self.model.variable(f"{tensor.name}_dequantized")
+        arrays = (np.array(code, np.uint8), np.asarray(scale), np.array(zero, np.uint8))
+        self.model.add("DequantizeLinear", self._constants(tensor.name, arrays), result)
+        return result
+
+    def _grid(self, name: str, params: QParams) -> tuple[gs.Constant, gs.Constant]:
+        """Scale and zero point of a tensor as constants, shared by all tensors on that very grid."""
+        key = f"{params.scale.tobytes().hex()}.{params.zero_point.tobytes().hex()}"
+        if key not in self.grids:
+            zero_point = params.zero_point.astype(params.spec.dtype)
+            self.grids[key] = (
+                self.model.constant(f"{name}_scale", params.scale),
+                self.model.constant(f"{name}_zero_point", zero_point),
+            )
+        return self.grids[key]
+
+    # -- weights -------------------------------------------------------------------------------
+
+    def _integer_layer(self, layer: Layer) -> None:
+        """Quantized weight and int32 bias of a layer whose data are dequantized codes."""
+        input_scale = float(self.params[layer.data.name].scale)
+        weight = self.model.weights[layer.name]
+        bias = layer.bias
+        if bias is not None:
+            weight = self._fit_bias(layer, weight, bias.reshape(-1), input_scale)
+            codes, scale = quantize_bias(bias.reshape(-1), weight.params.scale, input_scale)
+            assert layer.bias_tensor is not None
+            layer.node.inputs[2] = self._stored(layer.bias_tensor.name, codes, scale, 0)
+        params = weight.params
+        # onnxruntime fuses a Gemm only if the zero point of its weight is spelled out.
+        layer.node.inputs[layer.weight_index] = self._stored(
+            layer.weight_tensor.name, _packed(weight), params.scale, params.axis, layer.op == "Gemm"
+        )
+
+    def _fit_bias(self, layer: Layer, weight: QTensor, bias: Floats, input_scale: float) -> QTensor:
+        """Requantize the channels whose bias would overflow int32 on their present scale."""
+        params = weight.params
+        scale = safe_weight_scale(params.scale, bias, input_scale)
+        if np.array_equal(scale, params.scale):
+            return weight
+        raised = QParams(scale, params.zero_point, params.axis, params.spec)
+        codes = affine.quantize(affine.dequantize(weight.codes, params), raised)
+        count = int(np.sum(scale != params.scale))
+        self.outcome.edit(layer.name, f"weight scale raised on {count} channels to fit the bias")
+        return QTensor(codes, raised)
+
+    def _float_layer(self, layer: Layer) -> None:
+        """Stored weight of a layer that computes in floats, and a bias that keeps it so.
+
+        onnxruntime requantizes, per tensor and in silence, the float weight of a Conv, ConvTranspose
+        or Gemm that it finds between a DequantizeLinear and a QuantizeLinear, unless the bias is
+        not an initializer. A bias behind a DequantizeLinear, exact to the last bit, is not one.
+        """
+        node, model = layer.node, self.model
+        data_is_codes = layer.weight_index == 1 and layer.data.name in self.codes
+        if layer.op != "MatMul" and data_is_codes:
+            self._guard_bias(layer)
+        if (weight := model.weights.get(layer.name)) is not None:
+            name = layer.weight_tensor.name
+            scale = affine.broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
+            cast, result = model.variable(f"{name}_cast"), model.variable(f"{name}_dequantized")
+            codes = model.constant(f"{name}_codes", _packed(weight))
+            model.add("Cast", [codes], cast, to=FLOAT)
+            model.add("Mul", [cast, model.constant(f"{name}_scale", scale)], result)
+            node.inputs[layer.weight_index] = result
+
+    def _guard_bias(self, layer: Layer) -> None:
+        """Store the bias, or zeros, as exact int32 codes."""
+        old, inputs = layer.bias_tensor, layer.node.inputs
+        bias = np.zeros(layer.c_out, np.float32) if old is None else layer.bias
+        if bias is None or bias.ndim != 1:
+            return
+        name = f"{layer.name}_bias" if old is None else old.name
+        stored = self._stored(name, *exact_codes(bias), 0)
+        if len(inputs) > 2:
+            inputs[2] = stored
+        else:
+            inputs.append(stored)
+
+    def _stored(
+        self, name: str, codes: Array, scale: Floats, axis: int | None, zero: bool = False
+    ) -> gs.Tensor:
+        """Codes behind a DequantizeLinear; below 8 bits behind a Cast to int8 as well.
+
+        The zero point is zero and left out, unless ``zero`` asks to spell it.
+        """
+        result = self.model.variable(f"{name}_dequantized")
+        parts = self._constants(name, (codes, scale))
+        if zero:
+            parts.append(self.model.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
+        if codes.dtype == ml_dtypes.int4:
+            wide = self.model.variable(f"{name}_int8")
+            self.model.add("Cast", [parts[0]], wide, to=INT8)
+            parts[0] = wide
+        attrs = {"axis": axis} if scale.ndim else {}
+        self.model.add("DequantizeLinear", parts, result, **attrs)
+        return result
+
+    def _constants(self, name: str, arrays: tuple[Array, ...]) -> list[gs.Tensor]:
+        kinds = ("codes", "scale", "zero_point")
+        return [
+            self.model.constant(f"{name}_{kind}", array)
+            for kind, array in zip(kinds, arrays, strict=False)
+        ]
+
+
+def _packed(weight: QTensor) -> Array:
+    """Codes in the narrowest dtype onnxruntime folds: int4 up to 4 bits, else int8."""
+    return weight.codes.astype(ml_dtypes.int4) if weight.params.spec.bits <= 4 else weight.codes
+
+
+def _bounds(node: gs.Node) -> list[float]:
+    """Ends of a Clip with constant, possibly absent, bounds."""
+    ends = [-np.inf, np.inf]
+    for i, tensor in enumerate(node.inputs[1:3]):
+        if not tensor.is_empty():
+            ends[i] = float(tensor.values)
+    return ends

@@ -1,0 +1,101 @@
+"""Bring the many spellings of a constant to one: an initializer, float32, read by a plain node."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import layer_of
+from onnxq.model import FLOAT, FLOAT16, Model
+from onnxq.pipeline import Outcome, Pass, Statistics
+
+# Operators that only move or retype data: folding them never makes a constant larger.
+FOLDED = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
+
+
+class Normalize(Pass):
+    """Turn Constant nodes and constant casts or transposes into initializers; float16 to float32.
+
+    Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
+    and beta of a Gemm move into its constants.
+    """
+
+    name: ClassVar[str] = "normalize"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        for node in model.graph.nodes:
+            if node.op == "Constant" and node.attrs.keys() & VALUES:
+                ((kind, value),) = ((k, v) for k, v in node.attrs.items() if k in VALUES)
+                dtype = np.float32 if kind.startswith("value_float") else np.int64
+                array = value.values if kind == "value" else np.asarray(value, dtype)
+                if model.become_constant(node, array):
+                    outcome.edit(node.name, "constant")
+        _upcast(model, outcome)
+        for node in model.graph.nodes:
+            constant = node.inputs and all(isinstance(t, gs.Constant) for t in node.inputs)
+            if (
+                node.op in FOLDED
+                and not node.domain
+                and constant
+                and model.become_constant(node, model.evaluate(node))
+            ):
+                outcome.edit(node.name, f"constant {node.op} folded")
+        for node in model.graph.nodes:
+            if node.op == "Gemm":
+                _absorb_factors(model, node, outcome)
+        return outcome
+
+
+def _upcast(model: Model, outcome: Outcome) -> None:
+    """Rewrite a float16 graph as a float32 one between two casts."""
+    halves = [c for c in model.constants() if c.dtype == np.float16]
+    if not halves:
+        return
+    if next(model.graph.subgraphs(), None) is not None:
+        outcome.skip("float16", "the model has control flow, whose bodies keep their types")
+        return
+    for constant in halves:
+        constant.values = constant.values.astype(np.float32)
+    for node in model.graph.nodes:
+        if node.op == "Cast" and node.attrs["to"] in (FLOAT16, np.float16):
+            node.attrs["to"] = FLOAT
+        if node.op == "ConstantOfShape" and "value" in node.attrs:
+            value = node.attrs["value"]
+            if value.dtype == np.float16:
+                node.attrs["value"] = gs.Constant("", value.values.astype(np.float32))
+    ends = {id(t) for t in (*model.graph.inputs, *model.graph.outputs)}
+    for tensor in model.graph.tensors().values():
+        if id(tensor) not in ends and isinstance(tensor, gs.Variable):
+            tensor.dtype = np.float32 if tensor.dtype == np.float16 else tensor.dtype
+    for tensor in [t for t in model.graph.inputs if t.dtype == np.float16]:
+        wide = model.variable(f"{tensor.name}_float32")
+        model.redirect(tensor, wide)
+        model.add("Cast", [tensor], wide, to=FLOAT)
+    for tensor in [t for t in model.graph.outputs if t.dtype == np.float16 and t.inputs]:
+        wide = model.variable(f"{tensor.name}_float32")
+        producer = tensor.inputs[0]
+        model.redirect(tensor, wide)
+        producer.outputs[[id(t) for t in producer.outputs].index(id(tensor))] = wide
+        model.add("Cast", [wide], tensor, to=FLOAT16)
+    outcome.edit("float16", f"{len(halves)} constants widened to float32")
+
+
+def _absorb_factors(model: Model, node: gs.Node, outcome: Outcome) -> None:
+    """Multiply alpha into the weight and beta into the bias where they are constants."""
+    alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+    layer = layer_of(node)
+    if layer is None or (alpha == 1.0 and beta == 1.0):
+        return
+    if beta != 1.0 and layer.bias_tensor is not None:
+        if layer.bias is None:
+            outcome.skip(node.name, "beta multiplies a bias that is not constant")
+            return
+        node.inputs[2] = model.constant(layer.bias_tensor.name, layer.bias * np.float32(beta))
+    layer.set_weight(model, layer.weight * np.float32(alpha))
+    node.attrs.pop("alpha", None)
+    node.attrs.pop("beta", None)
+    outcome.edit(node.name, f"alpha {alpha:g} and beta {beta:g} absorbed")

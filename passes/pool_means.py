@@ -1,0 +1,48 @@
+"""A mean over height and width is a global average pool, which has an integer kernel."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.model import Model
+from onnxq.pipeline import Outcome, Pass, Statistics
+
+
+class PoolMeans(Pass):
+    """Rewrite ReduceMean over the last two axes of (n, c, h, w) as GlobalAveragePool."""
+
+    name: ClassVar[str] = "pool-means"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        means = [n for n in model.graph.nodes if n.op == "ReduceMean"]
+        ranks = model.ranks() if means else {}
+        for node in means:
+            source, result = node.inputs[0], node.outputs[0]
+            axes = _axes(node)
+            if axes is None or ranks.get(source.name) != 4 or {a % 4 for a in axes} != {2, 3}:
+                outcome.skip(node.name, "not known to be a mean over height and width alone")
+                continue
+            keep = node.attrs.get("keepdims", 1)
+            name = node.name
+            node.inputs.clear()
+            node.outputs.clear()
+            pooled = result if keep else model.variable(f"{result.name}_pooled")
+            model.add("GlobalAveragePool", [source], pooled, name=f"{name}_pool")
+            if not keep:
+                squeezed = model.constant(f"{name}_axes", np.array([2, 3], np.int64))
+                model.add("Squeeze", [pooled, squeezed], result, name=f"{name}_squeeze")
+            outcome.edit(name, "became GlobalAveragePool")
+        return outcome
+
+
+def _axes(node: gs.Node) -> list[int] | None:
+    """The constant axes of a reduction, whether attribute (opset < 18) or input."""
+    if "axes" in node.attrs:
+        return list(node.attrs["axes"])
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        return [int(a) for a in node.inputs[1].values]
+    return None

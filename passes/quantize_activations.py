@@ -1,0 +1,92 @@
+"""Activations to 8-bit grids: where they go is placement.py's choice, how wide they are is made here."""
+
+from typing import ClassVar, Literal
+
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from onnxq.model import Model
+from onnxq.numerics import affine, ranges
+from onnxq.numerics.observe import Histogram, MinMax, Observer
+from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.placement import Placement, data_inputs, demote, place
+from onnxq.spec import activation_spec
+
+# Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
+WIDEST_CONCAT = 64.0
+
+
+class QuantizeActivations(Pass):
+    """Choose a grid for every tensor that an integer kernel reads or writes.
+
+    Attributes:
+        bits: 2 to 8.
+        range: How the range is chosen from the calibration data.
+    """
+
+    name: ClassVar[str] = "quantize-activations"
+    exact: ClassVar[bool] = False
+
+    bits: int = Field(8, ge=2, le=8)
+    range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+
+    def observe(self, model: Model) -> dict[str, Observer]:
+        """Watch every tensor that needs a grid."""
+        fold = MinMax if self.range == "minmax" else Histogram
+        return {name: fold() for name in place(model).roots}
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Fill in ``model.activations`` and demote what calibration shows to be unfit."""
+        outcome = Outcome()
+        tensors = {t.name: t for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
+        placement = place(model)
+        while reasons := self._unfit(model, placement, tensors, statistics):
+            placement = demote(model, reasons)
+        spec = activation_spec(self.bits)
+        for name in placement.roots:
+            lo, hi = ranges.ACTIVATION[self.range](_seen(tensors[name], statistics), spec)
+            params = affine.qparams(lo, hi, spec)
+            model.activations[name] = params
+            outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]")
+        for name, why in sorted(placement.why_float.items()):
+            outcome.skip(name, why)
+        return outcome
+
+    def _unfit(
+        self,
+        model: Model,
+        placement: Placement,
+        tensors: dict[str, gs.Tensor],
+        statistics: Statistics,
+    ) -> dict[str, str]:
+        """Integer nodes that calibration speaks against, each with the reason."""
+        reasons: dict[str, str] = {}
+        for node in model.graph.nodes:
+            if node.name not in placement.integer:
+                continue
+            touched = [t.name for t in data_inputs(node)]
+            if node.name in placement.results:
+                touched.append(placement.results[node.name])
+            seen = {name: _seen(tensors[name], statistics) for name in touched}
+            for name, stats in seen.items():
+                if stats.count == 0:
+                    reasons[node.name] = f"{name} was empty on the calibration data"
+                elif stats.nonfinite:
+                    reasons[node.name] = f"{name} had NaN or infinite values on calibration data"
+            if node.op == "Concat" and node.name not in reasons:
+                spans = [max(-seen[t.name].lo, seen[t.name].hi) for t in node.inputs]
+                if min(spans) > 0 and max(spans) / min(spans) > WIDEST_CONCAT:
+                    reasons[node.name] = (
+                        f"its inputs' ranges differ {max(spans) / min(spans):.0f}-fold, too much "
+                        "for one grid"
+                    )
+        return reasons
+
+
+def _seen(tensor: gs.Tensor, statistics: Statistics) -> Histogram:
+    """Statistics of a tensor, or of the one before it whose values it only rearranges."""
+    while tensor.name not in statistics:
+        tensor = tensor.inputs[0].inputs[0]
+    stats = statistics[tensor.name]
+    assert isinstance(stats, MinMax)
+    return stats  # type: ignore[return-value]

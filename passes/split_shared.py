@@ -1,0 +1,27 @@
+"""One weight, one layer: a pass that rescales a weight must not rescale a stranger's."""
+
+from typing import ClassVar
+
+from onnxq.layers import layers
+from onnxq.model import Model
+from onnxq.pipeline import Outcome, Pass, Statistics
+
+
+class SplitShared(Pass):
+    """Give every layer that shares a weight or a bias a copy of its own."""
+
+    name: ClassVar[str] = "split-shared"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        for layer in layers(model):
+            if len(layer.weight_tensor.outputs) > 1:
+                outcome.edit(layer.name, f"own copy of {layer.weight_tensor.name}")
+                layer.set_weight(model, layer.weight)
+            bias = layer.bias_tensor
+            if bias is not None and layer.bias is not None and len(bias.outputs) > 1:
+                outcome.edit(layer.name, f"own copy of {bias.name}")
+                layer.set_bias(model, layer.bias)
+        return outcome
