@@ -21,9 +21,9 @@ from rich.table import Table
 
 from onnxq.bench import Speed
 from onnxq.bench import bench as run_bench
-from onnxq.convert import convert as run_convert
-from onnxq.convert import plan, quantized_against
-from onnxq.convert import validate as run_validate
+from onnxq.conversion import convert as run_convert
+from onnxq.conversion import plan, quantized_against
+from onnxq.conversion import validate as run_validate
 from onnxq.demo import demo as run_demo
 from onnxq.inspect import LayerInfo
 from onnxq.inspect import inspect as run_inspect

@@ -7,7 +7,7 @@ print(report.bytes / report.float_bytes, report.fidelity.agreement.percent)
 """
 
 from onnxq._version import __version__
-from onnxq.convert import convert, validate
+from onnxq.conversion import convert, validate
 from onnxq.errors import (
     CalibrationError,
     InputError,

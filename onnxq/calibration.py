@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.data import Samples, batch_size, batches
+from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.preprocess import Preprocess
-from onnxq.runtime import Session
+from onnxq.runtime import Session, in_order
+from onnxq.spec import Array
 
 Progress = Callable[[str, int, int | None], None]
 
 
 def silent(stage: str, advance: int, total: int | None) -> None:
-    """A progress callback that shows nothing: stage, samples done since the last call, of how many."""
+    """Show nothing of: a stage, the samples done since the last call, the number in all."""
 
 
 @dataclass
@@ -54,9 +55,11 @@ class Calibration:
         moments = ChannelMoments(self.preprocess.channel_axis)
         self.count, self.notes = 0, []
         size = batch_size(session, self.samples)
-        for batch in batches(self.samples, session.inputs, size):
-            results = session.run(batch.feeds)
-            results.update(batch.feeds)
+
+        def run(batch: Batch) -> tuple[Batch, dict[str, Array]]:
+            return batch, session.run(batch.feeds) | batch.feeds
+
+        for batch, results in in_order(run, batches(self.samples, session.inputs, size)):
             for name, observer in observers.items():
                 observer.update(batch.trim(results.pop(name)))
             first = batch.trim(next(iter(batch.feeds.values())))
@@ -78,9 +81,9 @@ class Calibration:
         found = []
         for c in range(self.preprocess.channels):
             seen = (
-                f"channel {c} of the calibration data has mean {self.moments.mean[c]:.3g} and range "
-                f"[{self.moments.lo[c]:.3g}, {self.moments.hi[c]:.3g}]; the declared normalization "
-                f"maps 0..255 to [{lo[c]:.3g}, {hi[c]:.3g}]"
+                f"channel {c} of the calibration data has mean {self.moments.mean[c]:.3g} and "
+                f"range [{self.moments.lo[c]:.3g}, {self.moments.hi[c]:.3g}]; the declared "
+                f"normalization maps 0..255 to [{lo[c]:.3g}, {hi[c]:.3g}]"
             )
             outside = (
                 self.moments.lo[c] < lo[c] - 0.05 * span[c]

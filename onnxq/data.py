@@ -16,7 +16,7 @@ from onnxq.runtime import Input, Session
 from onnxq.spec import Array
 
 # Elements of the input in one batch: enough to amortize a call, little enough for any model.
-BATCH_ELEMENTS = 1 << 17
+BATCH_ELEMENTS = 1 << 15
 LARGEST_BATCH = 64
 
 
@@ -357,7 +357,7 @@ def _checked(batch: Batch, inputs: Sequence[Input]) -> Batch:
         ):
             shape = ["any" if d is None else d for d in wanted.shape]
             raise CalibrationError(
-                f"input {wanted.name} takes {shape}, the data are {list(x.shape)}: set resize, crop "
-                "and layout in the preprocessing"
+                f"input {wanted.name} takes {shape}, the data are {list(x.shape)}: set resize, "
+                "crop and layout in the preprocessing"
             )
     return batch

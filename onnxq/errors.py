@@ -19,7 +19,7 @@ class InputError(OnnxqError):
     exit_code = 3
 
 
-class UnsupportedModel(InputError):
+class UnsupportedModel(InputError):  # noqa: N818  (reads as what it says of the model)
     """The model is readable, but something in it cannot be handled."""
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.calibration import Progress, silent
-from onnxq.data import Samples, batch_size, batches
+from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.errors import CalibrationError
 from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
-from onnxq.runtime import Session
+from onnxq.runtime import Session, in_order
 from onnxq.spec import Array
 
 # Samples on which the optimised and the unoptimised graph are compared.
-EXACT_SAMPLES = 64
+EXACT_SAMPLES = 16
 # Below this share of equal answers the two graphs are said to disagree.
 EXACT_AGREEMENT = 0.98
 
@@ -128,10 +128,14 @@ def compare(
     answers: set[int] = set()
     divergence = 0.0
     between = Fidelity()
+
+    def run(batch: Batch) -> tuple[Batch, dict[str, Array], dict[str, Array]]:
+        both = reference.run(batch.feeds), quantized.run(batch.feeds)
+        before, after = ({k: batch.trim(v) for k, v in out.items()} for out in both)
+        return batch, before, after
+
     size = batch_size(reference, samples)
-    for batch in batches(samples, reference.inputs, size):
-        before = {k: batch.trim(v) for k, v in reference.run(batch.feeds).items()}
-        after = {k: batch.trim(v) for k, v in quantized.run(batch.feeds).items()}
+    for batch, before, after in in_order(run, batches(samples, reference.inputs, size)):
         for name, fidelity in found.outputs.items():
             if np.issubdtype(before[name].dtype, np.floating):
                 fidelity.update(before[name], after[name])

@@ -65,8 +65,8 @@ def layer_errors(
         return []
     names = sorted({p.data for p in probes} | {p.result for p in probes})
     floats = Session(reference, taps=names)
-    whole = Session(quantized, taps=sorted({p.result for p in probes}), optimize=False)
-    alone = Session(bench, optimize=False)
+    whole = Session(quantized, taps=sorted({p.result for p in probes}))
+    alone = Session(bench)
     isolated = {p.name: Fidelity() for p in probes}
     accumulated = {p.name: Fidelity() for p in probes}
     size = batch_size(floats, samples)

@@ -169,25 +169,6 @@ class Model:
             self.redirect(result, source)
         return True
 
-    def evaluate(self, node: gs.Node) -> Array:
-        """The first output of a node whose inputs are all constants, by ONNX's reference."""
-        from onnx.reference import ReferenceEvaluator  # late: rarely needed, slow to import
-
-        inputs = {t.name: t.values for t in node.inputs if not t.is_empty()}
-        graph = gs.Graph([node.copy(node.inputs, [gs.Variable("result")])], opset=self.opset)
-        proto = gs.export_onnx(graph).graph.node[0]
-        node_model = onnx.helper.make_model(
-            onnx.helper.make_graph(
-                [proto],
-                "node",
-                [onnx.ValueInfoProto(name=name) for name in inputs],
-                [onnx.ValueInfoProto(name="result")],
-            ),
-            opset_imports=[onnx.helper.make_opsetid("", self.opset)],
-        )
-        result: Array = ReferenceEvaluator(node_model).run(None, inputs)[0]
-        return result
-
     def become_constant(self, node: gs.Node, values: Array) -> bool:
         """Replace a node by the value of its first output; False if that leaves the graph."""
         result = node.outputs[0]
@@ -215,7 +196,7 @@ class Model:
         }
 
     def tidy(self) -> None:
-        """Drop nodes nobody reads and sort the rest topologically, keeping their order otherwise."""
+        """Drop nodes nobody reads and sort the others topologically, near their old order."""
         nodes = self.graph.nodes
         alive: set[int] = set()
         wanted = [t.inputs[0] for t in self.graph.outputs if t.inputs]
@@ -589,7 +570,7 @@ def _attach_external(proto: ModelProto, path: Path) -> None:
 def _mappable(tensor: TensorProto) -> bool:
     """Whether the bytes on disk are the array: not packed, not text."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return dtype.isbuiltin == 1 and dtype != object
+    return dtype.isbuiltin == 1 and dtype.kind != "O"
 
 
 def _mapped(tensor: TensorProto) -> Array:

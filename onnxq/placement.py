@@ -120,10 +120,14 @@ def _trace(model: Model, placement: Placement) -> None:
             placement.absorbed[node.name] = activations
             placement.born.add(result.name)
             swallowed |= {a.name for a in activations}
-        elif _moves(node) and node.name not in swallowed and node.name not in model.kept_float:
-            if node.inputs[0].name in placement.born:
-                placement.moves.add(node.name)
-                placement.born |= {t.name for t in node.outputs}
+        elif (
+            _moves(node)
+            and node.inputs[0].name in placement.born
+            and node.name not in swallowed
+            and node.name not in model.kept_float
+        ):
+            placement.moves.add(node.name)
+            placement.born |= {t.name for t in node.outputs}
 
 
 def _wanted(model: Model, placement: Placement) -> set[str]:

@@ -1,4 +1,4 @@
-"""Recipes: what a conversion does, as a value. Named ones, TOML ones, and what flags make of them."""
+"""Recipes: what a conversion does, as a value; by name, from TOML, or made of flags."""
 
 import difflib
 import json

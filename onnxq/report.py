@@ -71,7 +71,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, as plain values for JSON."""
-        values = asdict(self) | {
+        return asdict(self) | {
             "size_ratio": self.bytes / self.float_bytes,
             "integer_layers": len(self.kernels.integer),
             "total_layers": self.kernels.total,
@@ -80,7 +80,6 @@ class Report:
             "missed_by": self.missed,
             "exit_code": self.exit_code,
         }
-        return values
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Print, widest facts first."""

@@ -1,13 +1,18 @@
-"""The only file that runs models: onnxruntime sessions on the CPU, and what they made of a graph."""
+"""The only file that runs models: onnxruntime sessions on the CPU, and what they optimize to."""
 
 import contextlib
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from onnxq.errors import InputError
@@ -15,6 +20,11 @@ from onnxq.model import INLINE_LIMIT, Model
 from onnxq.spec import Array
 
 Feeds = Mapping[str, Array]
+T = TypeVar("T")
+R = TypeVar("R")
+
+# More would only cost memory: a batch is held for each.
+MOST_WORKERS = 8
 
 # Operators of the optimised graph that compute in integers, beyond those named QLinear...
 INTEGER_KERNELS = {"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
@@ -36,7 +46,8 @@ class Session:
         model: A model, or the path of a file.
         taps: Tensors to return besides the graph's outputs.
         optimize: False runs the graph as written, node by node.
-        threads: Intra-op threads; 0 lets onnxruntime choose.
+        threads: Intra-op threads. One makes results independent of the machine; ``in_order`` uses
+            the other cores.
         dump: Where to write the optimised graph.
 
     Raises:
@@ -49,7 +60,7 @@ class Session:
         taps: Sequence[str] = (),
         *,
         optimize: bool = True,
-        threads: int = 0,
+        threads: int = 1,
         dump: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
@@ -159,6 +170,28 @@ def _reason(cause: Exception) -> str:
     """The last clause of an onnxruntime error, on one line."""
     text = " ".join(str(cause).split())
     return text.split(" : ", 2)[-1][:300] or type(cause).__name__
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """``map(work, items)`` on all cores, results in order, at most one item a core in memory."""
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        running: deque[Future[R]] = deque()
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def evaluate(model: Model, tensors: Sequence[gs.Tensor]) -> dict[str, Array]:
+    """Values of tensors that depend on no input of the model."""
+    part = model.clone()
+    found = part.graph.tensors()
+    part.graph.inputs, part.graph.outputs = [], [found[t.name] for t in tensors]
+    part.tidy()
+    return Session(part).run({})
 
 
 def version() -> str:

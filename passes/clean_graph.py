@@ -1,13 +1,16 @@
-"""Constant folding and common simplifications, by the optimizer that ships with onnxscript."""
+"""Weights and biases that are still computed, not stored, are brought out by an optimizer."""
 
 from typing import ClassVar
 
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import WEIGHTED
 from onnxq.model import INLINE_LIMIT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 
 class CleanGraph(Pass):
-    """Fold constants and shape arithmetic, and inline functions, with onnxscript's optimizer."""
+    """Run onnxscript's optimizer where functions, branches or computed weights hide constants."""
 
     name: ClassVar[str] = "clean-graph"
     exact: ClassVar[bool] = True
@@ -15,6 +18,8 @@ class CleanGraph(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
+        if not _hides_constants(model):
+            return outcome
         if model.nbytes > INLINE_LIMIT:
             outcome.skip("model", "too large to hand to the optimizer")
             return outcome
@@ -33,3 +38,14 @@ class CleanGraph(Pass):
         if after != before:
             outcome.edit("model", f"{before} nodes became {after}")
         return outcome
+
+
+def _hides_constants(model: Model) -> bool:
+    """Whether there is anything the exact passes before this one could not see into."""
+    if model.graph.functions or next(model.graph.subgraphs(), None) is not None:
+        return True
+    return any(
+        node.op == "BatchNormalization"
+        or (node.op in WEIGHTED and not all(isinstance(t, gs.Constant) for t in node.inputs[1:]))
+        for node in model.graph.nodes
+    )

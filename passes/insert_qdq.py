@@ -29,7 +29,7 @@ class InsertQdq(Pass):
     exact: ClassVar[bool] = False
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
-        """Rewrite the graph; tensors keep their names, so they can be compared with the source's."""
+        """Rewrite the graph; tensors keep their names, so that they compare with the source's."""
         outcome = Outcome()
         placement = place(model) if model.activations else Placement()
         for node in model.graph.nodes:
@@ -78,7 +78,7 @@ class _Emitter:
     # -- activations ---------------------------------------------------------------------------
 
     def _leave(self, node: gs.Node) -> None:
-        """Quantize a node's result; absorbed activations go, the tensor they made keeps its name."""
+        """Quantize a node's result; absorbed activations go, but their tensor keeps its name."""
         activations = self.placement.absorbed[node.name]
         result = activations[-1].outputs[0] if activations else node.outputs[0]
         if activations:
@@ -164,7 +164,7 @@ class _Emitter:
         return result
 
     def _grid(self, name: str, params: QParams) -> tuple[gs.Constant, gs.Constant]:
-        """Scale and zero point of a tensor as constants, shared by all tensors on that very grid."""
+        """Scale and zero point of a tensor as constants, shared by all tensors on that grid."""
         key = f"{params.scale.tobytes().hex()}.{params.zero_point.tobytes().hex()}"
         if key not in self.grids:
             zero_point = params.zero_point.astype(params.spec.dtype)
@@ -207,9 +207,9 @@ class _Emitter:
     def _float_layer(self, layer: Layer) -> None:
         """Stored weight of a layer that computes in floats, and a bias that keeps it so.
 
-        onnxruntime requantizes, per tensor and in silence, the float weight of a Conv, ConvTranspose
-        or Gemm that it finds between a DequantizeLinear and a QuantizeLinear, unless the bias is
-        not an initializer. A bias behind a DequantizeLinear, exact to the last bit, is not one.
+        onnxruntime requantizes, per tensor and in silence, the float weight of a Conv, Gemm or
+        ConvTranspose that it finds between a DequantizeLinear and a QuantizeLinear, unless the
+        bias is not an initializer. One behind a DequantizeLinear, exact to the last bit, is not.
         """
         node, model = layer.node, self.model
         data_is_codes = layer.weight_index == 1 and layer.data.name in self.codes

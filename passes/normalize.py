@@ -8,14 +8,17 @@ import onnx_graphsurgeon as gs
 from onnxq.layers import layer_of
 from onnxq.model import FLOAT, FLOAT16, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.runtime import evaluate
 
-# Operators that only move or retype data: folding them never makes a constant larger.
-FOLDED = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+# Results that are larger than this and than what they were made of are left to be made at load.
+LARGEST_RESULT = 1 << 16
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+          "RandomUniformLike"}  # fmt: skip
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 
 class Normalize(Pass):
-    """Turn Constant nodes and constant casts or transposes into initializers; float16 to float32.
+    """Turn Constant nodes and all that is computed from constants into initializers, in float32.
 
     Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
     and beta of a Gemm move into its constants.
@@ -34,16 +37,10 @@ class Normalize(Pass):
                 array = value.values if kind == "value" else np.asarray(value, dtype)
                 if model.become_constant(node, array):
                     outcome.edit(node.name, "constant")
+        model.tidy()
         _upcast(model, outcome)
-        for node in model.graph.nodes:
-            constant = node.inputs and all(isinstance(t, gs.Constant) for t in node.inputs)
-            if (
-                node.op in FOLDED
-                and not node.domain
-                and constant
-                and model.become_constant(node, model.evaluate(node))
-            ):
-                outcome.edit(node.name, f"constant {node.op} folded")
+        _fold(model, outcome)
+        model.tidy()
         for node in model.graph.nodes:
             if node.op == "Gemm":
                 _absorb_factors(model, node, outcome)
@@ -82,6 +79,31 @@ def _upcast(model: Model, outcome: Outcome) -> None:
         producer.outputs[[id(t) for t in producer.outputs].index(id(tensor))] = wide
         model.add("Cast", [wide], tensor, to=FLOAT16)
     outcome.edit("float16", f"{len(halves)} constants widened to float32")
+
+
+def _fold(model: Model, outcome: Outcome) -> None:
+    """Compute in one run everything that depends on constants alone."""
+    known: set[str] = set()
+    folded: list[gs.Node] = []
+    for node in model.graph.nodes:
+        constant = all(isinstance(t, gs.Constant) or t.name in known for t in node.inputs)
+        if constant and not node.domain and node.op not in RANDOM and not any(node.subgraphs()):
+            known |= {t.name for t in node.outputs}
+            folded.append(node)
+    needed = [
+        node
+        for node in folded
+        if any(not known & {t.name for t in reader.outputs} for reader in node.outputs[0].outputs)
+        and len(node.outputs) == 1
+    ]
+    values = evaluate(model, [node.outputs[0] for node in needed]) if needed else {}
+    for node in needed:
+        value = values[node.outputs[0].name]
+        source = sum(t.values.nbytes for t in node.inputs if isinstance(t, gs.Constant))
+        if value.nbytes > max(LARGEST_RESULT, source):
+            outcome.skip(node.name, f"its {value.nbytes} bytes are made at load")
+        elif model.become_constant(node, value):
+            outcome.edit(node.name, f"constant {node.op} folded")
 
 
 def _absorb_factors(model: Model, node: gs.Node, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Activations to 8-bit grids: where they go is placement.py's choice, how wide they are is made here."""
+"""Activations to integers: where is placement.py's choice, on which grid is made here."""
 
 from typing import ClassVar, Literal
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxq.bench import Speed, bench
 from onnxq.calibration import Progress, silent
-from onnxq.convert import convert
+from onnxq.conversion import convert
 from onnxq.data import Arrays
 from onnxq.report import Report
 

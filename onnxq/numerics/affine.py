@@ -14,7 +14,7 @@ TINY = np.finfo(np.float32).tiny
 
 
 def broadcast(values: Array, ndim: int, axis: int | None) -> Array:
-    """Shape per-channel ``values`` (c,) so that they broadcast over an ``ndim`` array at ``axis``."""
+    """Shape per-channel ``values`` (c,) to broadcast over an ``ndim`` array at ``axis``."""
     if axis is None:
         return values
     shape = [1] * ndim

@@ -13,6 +13,7 @@ from onnxq.data import Batch, Samples, batches, open_samples, thinned
 from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import Comparison, compare
 from onnxq.kernels import census
+from onnxq.layers import WEIGHTED
 from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, check_file, check_writable, file_size, load
 from onnxq.pipeline import run
@@ -25,8 +26,8 @@ Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
 
 # QuantizeLinear per channel needs opset 13, 4-bit tensors need 21.
 OPSET, OPSET_4_BITS = 13, 21
-# Samples behind the figures that every conversion prints.
-EVIDENCE = 64
+# Samples behind the figures that every conversion prints: of the outputs, and of every layer.
+EVIDENCE, LAYER_EVIDENCE = 64, 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
@@ -138,7 +139,9 @@ def convert(
     deployed = Session(target)
     if calibration is not None:
         evidence = thinned(calibration.samples, EVIDENCE)
-        report.layers = layer_errors(prepared, written, evidence, progress)
+        report.layers = layer_errors(
+            prepared, written, thinned(calibration.samples, LAYER_EVIDENCE), progress
+        )
         report.fidelity = compare(
             original, deployed, evidence, exact=Session(target, optimize=False), progress=progress
         )
@@ -389,6 +392,6 @@ def _reason(name: str, report: Report, plan: Recipe) -> str:
         for skip in outcome.skips:
             if skip.where == name:
                 return skip.why
-    if chosen.act_bits == "float":
+    if plan.act_bits == "float":
         return "activations stay float; its weight is stored quantized and unpacked at load"
     return "onnxruntime did not fuse it"
