@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-class ActBits(click.ParamType):
+class ActBits(click.ParamType[int | str]):
     """2 to 8, or the word float."""
 
     name = "2-8|float"

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -266,7 +266,7 @@ class Model:
 
     def to_proto(self) -> ModelProto:
         """The model as one protobuf, weights inline."""
-        proto = gs.export_onnx(self.graph, do_type_check=False)
+        proto: ModelProto = gs.export_onnx(self.graph, do_type_check=False)
         aside = self.aside
         header = aside.header
         proto.domain, proto.model_version = header.domain, header.model_version

@@ -75,7 +75,7 @@ def place(model: Model) -> Placement:
     for node in nodes:
         if (why := _obstacle(model, node)) is None:
             placement.integer.add(node.name)
-        elif node.op in WEIGHTED or node.op in COMPANIONS:
+        elif node.op in WEIGHTED or (node.op in COMPANIONS and not _counts(node)):
             placement.why_float[node.name] = why
     changed = True
     while changed:
@@ -191,6 +191,11 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
     if node.op == "AveragePool":
         return "it is dilated" if set(node.attrs.get("dilations", [1])) != {1} else None
     return None if node.op in COMPANIONS else "it has no integer kernel in onnxruntime"
+
+
+def _counts(node: gs.Node) -> bool:
+    """Whether a node computes with shapes and indices rather than activations."""
+    return any(t.dtype is not None and t.dtype != np.float32 for t in node.inputs)
 
 
 def _layer_obstacle(layer: Layer) -> str | None:

@@ -152,10 +152,10 @@ def resolve(
 ASSUMED = "assumed: RGB, /255, ImageNet mean and std; give --preprocess if that is wrong"
 
 
-def as_input(x: Floats, dtype: np.dtype[np.generic]) -> Array:
+def as_input(x: Floats, dtype: np.dtype[Any]) -> Array:
     """``x`` in the dtype of a model's input; integers are rounded and saturated."""
     if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)  # type: ignore[arg-type]
+        limits = np.iinfo(dtype)
         x = np.clip(np.rint(x), limits.min, limits.max)
     return x.astype(dtype, copy=False)
 

@@ -128,7 +128,7 @@ def build(
     bits: int = 8,
     act_bits: ActBits = 8,
     weight_range: str = "max",
-    act_range: str = "minmax",
+    act_range: str | None = None,
     per_channel: bool = True,
     keep_float: tuple[str, ...] = (),
 ) -> Recipe:
@@ -143,7 +143,9 @@ def build(
         )
         steps: tuple[Pass, ...] = (*PREPARATION, weights)
         if act_bits != "float":
-            steps += (QuantizeActivations.of({"bits": act_bits, "range": act_range}),)
+            # Clipping pays only where levels are few.
+            fitting = act_range or ("minmax" if act_bits == 8 else "mse")
+            steps += (QuantizeActivations.of({"bits": act_bits, "range": fitting}),)
     except ValidationError as cause:
         raise UsageError(explain(cause)) from cause
     return Recipe(passes=(*steps, InsertQdq()), keep_float=keep_float)
@@ -151,7 +153,10 @@ def build(
 
 # What each named recipe changes about ``build``.
 NAMED: dict[str, tuple[str, dict[str, str]]] = {
-    "vanilla": ("round to nearest on max ranges, activations on min-max", {}),
+    "vanilla": (
+        "round to nearest, weights on max ranges, activations on min-max",
+        {"act_range": "minmax"},
+    ),
     "mse": (
         "ranges with the least error, for weights and activations",
         {"weight_range": "mse", "act_range": "mse"},

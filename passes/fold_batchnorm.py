@@ -36,9 +36,9 @@ class FoldBatchnorm(Pass):
             if (why := _unusable(norm)) is not None:
                 outcome.skip(norm.name, why)
                 continue
-            a, d = fold.affine_of_batchnorm(
-                *(t.values for t in norm.inputs[1:5]), norm.attrs.get("epsilon", 1e-5)
-            )
+            gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])
+            eps = norm.attrs.get("epsilon", 1e-5)
+            a, d = fold.affine_of_batchnorm(gamma, beta, mean, var, eps)
             if (layer := _layer_before(model, norm)) is not None:
                 _fold_after(model, norm, layer, a, d)
                 outcome.edit(norm.name, f"folded into {layer.name}")

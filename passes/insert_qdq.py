@@ -7,7 +7,7 @@ A weight:            int8 -> DequantizeLinear, or int4 -> Cast(int8) -> Dequanti
 Weight of a float layer:  int8 or int4 -> Cast(float) -> Mul(scale), which folds away at load
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -252,7 +252,7 @@ class _Emitter:
             wide = self.model.variable(f"{name}_int8")
             self.model.add("Cast", [parts[0]], wide, to=INT8)
             parts[0] = wide
-        attrs = {"axis": axis} if scale.ndim else {}
+        attrs: dict[str, Any] = {"axis": axis} if scale.ndim else {}
         self.model.add("DequantizeLinear", parts, result, **attrs)
         return result
 

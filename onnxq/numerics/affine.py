@@ -59,7 +59,7 @@ def quantize(x: Floats, params: QParams) -> Ints:
     # A quotient may overflow to infinity; the clip is what ONNX calls saturation.
     with np.errstate(over="ignore"):
         codes = np.rint(x.astype(np.float32, copy=False) / scale) + zero
-    return np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype)
+    return np.asarray(np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype))
 
 
 def dequantize(codes: Ints, params: QParams) -> Floats:

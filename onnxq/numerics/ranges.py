@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.numerics import oaq
 from onnxq.numerics.affine import fake_quantize, qparams, reduce_axes
-from onnxq.numerics.observe import Histogram, MinMax
+from onnxq.numerics.observe import BINS, Histogram, MinMax
 from onnxq.spec import Floats, QuantSpec
 
 Range = tuple[Floats, Floats]
@@ -17,6 +17,8 @@ Range = tuple[Floats, Floats]
 # Shrink factors 1, 0.99, ..., 0.21 and the error norm of BRECQ, QDrop and OBC (their code).
 SHRINK = 1.0 - 0.01 * np.arange(80)
 NORM = 2.4
+# Least probability of a bin in a KL divergence.
+SMOOTHING = 1e-7
 
 # Share of values inside the percentile range, by bit width: fewer levels afford fewer outliers.
 INSIDE = {8: 0.9999, 7: 0.9999, 6: 0.9999, 5: 0.9995, 4: 0.999, 3: 0.995, 2: 0.99}
@@ -95,11 +97,14 @@ def activation_entropy(seen: Histogram, spec: QuantSpec) -> Range:
     the shrunken ranges. The TensorRT recipe, with the histogram's own bins.
     """
     x, counts = _occupied(seen)
+    # Zero lies on every grid. Behind a Relu its bin holds half the mass, and spreading that over a
+    # level would outweigh all else.
+    counts = np.where((x >= 0) & (x < 2 * seen.radius / BINS), 0.0, counts)
 
     def divergence(factor: float) -> float:
         params = qparams(np.asarray(seen.lo * factor), np.asarray(seen.hi * factor), spec)
         inside = (x >= float(params.lo)) & (x <= float(params.hi))
-        if inside.sum() < 2:
+        if counts[inside].sum() == 0:
             return np.inf
         p = np.where(inside, counts, 0.0)
         first, last = np.flatnonzero(inside)[[0, -1]]
@@ -110,7 +115,9 @@ def activation_entropy(seen: Histogram, spec: QuantSpec) -> Range:
         levels -= levels.min()
         mass = np.bincount(levels, raw)[levels] / np.bincount(levels)[levels]
         p_norm, q_norm = kept / kept.sum(), mass / mass.sum()
-        return float(np.sum(p_norm * np.log(p_norm / q_norm)))
+        some = p_norm > 0
+        ratio = p_norm[some] / np.maximum(q_norm[some], SMOOTHING)
+        return float(np.sum(p_norm[some] * np.log(ratio)))
 
     factor = min(SHRINK, key=divergence)
     return np.asarray(seen.lo * factor), np.asarray(seen.hi * factor)
