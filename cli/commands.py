@@ -8,7 +8,7 @@ import click
 from onnxq.cli.main import main
 from onnxq.cli.options import (
     FILE,
-    ActBits,
+    act_bits,
     json_option,
     labels_option,
     model_argument,
@@ -18,6 +18,7 @@ from onnxq.cli.options import (
     write_json,
 )
 from rich.table import Table
+from rich.text import Text
 
 from onnxq.bench import Speed
 from onnxq.bench import bench as run_bench
@@ -31,7 +32,7 @@ from onnxq.kernels import census
 from onnxq.model import file_size, load
 from onnxq.pipeline import REGISTRY
 from onnxq.recipes import NAMED, Recipe
-from onnxq.report import comparison_dict, comparison_table, human, layer_table
+from onnxq.report import comparison_dict, comparison_table, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 
 
@@ -39,10 +40,21 @@ from onnxq.runtime import cpu_note, version
 @model_argument()
 @click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Of weights.")
-@click.option("--act-bits", type=ActBits(), help="Of activations  [default: 8 with --calib].")
+@click.option(
+    "--act-bits",
+    type=act_bits,
+    metavar="2-8|float",
+    help="Of activations  [default: 8 with --calib].",
+)
 @click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
 @click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")
-@click.option("--calib-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--calib-size",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Samples drawn from them.",
+)
 @preprocess_option
 @click.option("--recipe", help="A recipe file (.toml) or name; onnxq recipes lists the names.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as TOML and do nothing.")
@@ -51,7 +63,7 @@ from onnxq.runtime import cpu_note, version
 @click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
 @labels_option
 @click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the calibration draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the exact passes.")
 @json_option
@@ -132,10 +144,10 @@ def validate(
     console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
     console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
     for warning in found.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
-    missed = max_drop is not None and found.drop is not None and found.drop > max_drop
-    if missed and max_drop is not None and found.drop is not None:
-        console.print(f"--max-drop {max_drop:g} missed by {found.drop - max_drop:.2f} points")
+        console.print(Text.assemble(("warning: ", "yellow"), warning))
+    missed = found.missed(max_drop)
+    if missed is not None:
+        console.print(gate_text(max_drop, missed))
     values = comparison_dict(found) | {
         "float_bytes": sizes[0],
         "bytes": sizes[1],
@@ -144,7 +156,7 @@ def validate(
         "total_layers": kernels.total,
     }
     write_json(json_file, values)
-    return int(missed)
+    return int(missed is not None)
 
 
 @main.command()
@@ -183,8 +195,12 @@ def inspect(
 @main.command()
 @model_argument("float_model")
 @click.argument("quantized", type=FILE, nargs=-1, required=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each model."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Where its size is open."
+)
 @json_option
 def bench(
     float_model: Path,
@@ -234,7 +250,9 @@ def recipes() -> int:
 
 
 @main.command()
-@click.option("-o", "--output", type=FILE, help="Folder to leave the files in.")
+@click.option(
+    "-o", "--output", type=FILE, help="Folder to leave the model, the data and the results in."
+)
 @json_option
 def demo(output: Path | None, json_file: Path | None) -> int:
     """Quantize a small built-in CNN to 8 and 4 bits and compare. Needs no data and no network."""
@@ -280,7 +298,7 @@ def _layer_list(layers: list[LayerInfo]) -> Table:
             str(layer.bits),
             str(layer.act_bits),
             str(layer.scales or ""),
-            f"[{layer.lo:.3g}, {layer.hi:.3g}]".replace("[", r"\["),
+            f"[{layer.lo:.3g}, {layer.hi:.3g}]",
             layer.kernel,
         )
     return table

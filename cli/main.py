@@ -27,7 +27,7 @@ class Group(click.Group):
             _complain(str(error))
             code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
-            _complain("interrupted; nothing was written")
+            _complain("interrupted")
             code = 130
         except OSError as error:
             _complain(f"{error.filename or 'file'}: {error.strerror or error}")
@@ -50,14 +50,21 @@ def _complain(text: str) -> None:
     click.echo("onnxq: " + " ".join(text.split()), err=True)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(onnxq.__version__, prog_name="onnxq")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Make ONNX vision models small and fast, without retraining and without labels.
 
     Exit codes: 0 done; 1 a --max-drop gate failed (the file is written all the same); 2 wrong
     usage; 3 the input cannot be used; 123 a bug.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 from onnxq.cli import commands  # noqa: E402, F401  (registers the commands on ``main``)

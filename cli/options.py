@@ -12,22 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxq.calibration import Progress as Callback
+from onnxq.errors import UsageError
 from onnxq.model import check_writable, replacing
+from onnxq.recipes import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-class ActBits(click.ParamType[int | str]):
+def act_bits(text: str) -> ActBits:
     """2 to 8, or the word float."""
-
-    name = "2-8|float"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """See click."""
-        if value == "float" or value is None:
-            return value
-        return click.IntRange(2, 8).convert(value, param, ctx)
+    return "float" if text == "float" else int(click.IntRange(2, 8)(text))
 
 
 def model_argument(name: str = "model") -> Callable[[F], F]:
@@ -38,7 +33,11 @@ def model_argument(name: str = "model") -> Callable[[F], F]:
 def json_option(command: F) -> F:
     """Every figure as JSON."""
     return click.option(
-        "--json", "json_file", type=FILE, help="Write every figure to this file as well."
+        "--json",
+        "json_file",
+        type=FILE,
+        callback=_not_a_model,
+        help="Write every figure to this file as well.",
     )(command)
 
 
@@ -62,9 +61,9 @@ def preprocess_option(command: F) -> F:
 
 
 def out() -> Console:
-    """Results, on stdout; as wide as the words when it is not a terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    """Results, on stdout, 120 wide when it is not a terminal; names may look like markup."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
 
 
 @contextmanager
@@ -95,9 +94,17 @@ def write_json(path: Path | None, values: Any) -> None:
     """Write figures; values JSON has no word for (an infinite SQNR) become null."""
     if path is None:
         return
-    check_writable(path, None, force=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_plain(values), indent=2) + "\n", encoding="utf-8")
+
+
+def _not_a_model(context: Any, option: Any, path: Path | None) -> Path | None:
+    """Refuse a bad place for figures before any work is done."""
+    if path is not None:
+        if path.suffix == ".onnx":
+            raise UsageError(f"--json {path}: is the name of a model; name a .json file")
+        check_writable(path, None, force=True)
+    return path
 
 
 def _plain(value: Any) -> Any:

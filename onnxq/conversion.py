@@ -9,18 +9,25 @@ import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration, Progress, silent
-from onnxq.data import Batch, Samples, batches, open_samples, thinned
-from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedModel, UsageError
+from onnxq.data import Images, Samples, batches, open_samples, thinned
+from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import Comparison, compare
 from onnxq.kernels import census
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import LayerError, layer_errors
-from onnxq.model import Model, check_file, check_writable, file_size, load
+from onnxq.model import (
+    Model,
+    check_file,
+    check_writable,
+    discarded_on_failure,
+    file_size,
+    load,
+)
 from onnxq.pipeline import run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.recipes import NAMED, ActBits, Recipe, build
 from onnxq.report import Report
-from onnxq.runtime import Session, random_feeds
+from onnxq.runtime import Feeds, Session, random_feeds
 
 Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
 
@@ -97,67 +104,40 @@ def convert(
     model = load(source)
     check_writable(target, source, force)
     _refuse_quantized(model)
-    original = Session(source)
-    preprocessing, origin = resolve(preprocess, source, model.metadata)
-    calibration = None
-    if calib is not None:
-        samples = open_samples(calib, original.inputs, preprocessing, calib_size, seed)
-        calibration = Calibration(samples, preprocessing, progress)
-    judge = None
-    if validate is not None:
-        judge = open_samples(validate, original.inputs, preprocessing, None, seed, labels)
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
-    if origin == ASSUMED and isinstance(calib, str | Path) and Path(calib).is_dir():
-        report.warnings.append(f"preprocessing {ASSUMED}")
+    original = _session(source, calib is not None or validate is not None, report)
+    inputs = original.inputs if original else []
+    preprocessing, origin = resolve(preprocess, source, model.metadata)
+    calibration, judge = None, None
+    if calib is not None:
+        samples = open_samples(calib, inputs, preprocessing, calib_size, seed)
+        calibration = Calibration(samples, preprocessing, progress)
+    if validate is not None:
+        judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
     model.raise_opset(OPSET_4_BITS if chosen.bits <= 4 else OPSET)
     named_before = {node.name for node in model.graph.nodes}
     report.outcomes |= run(model, chosen.exact, None)
     model.kept_float = _kept(model, chosen.keep_float, named_before)
-    probe = _probe(original, calibration)
-    if verify:
-        report.difference = _verify(original, model, probe, report)
+    if verify and original is not None:
+        report.difference = _verify(original, model, calibration, report)
     prepared = model.clone()
     report.outcomes |= run(model, chosen.lossy, calibration.collect if calibration else None)
     if not model.weights:
         raise UnsupportedModel(f"{source}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     report.notes += model.notes
-    if calibration is not None:
-        _describe(report, calibration, seed, origin)
-        model.metadata[METADATA_KEY] = preprocessing.model_dump_json()
-        model.metadata["onnxq.calibration"] = calibration.digest
-    else:
-        report.notes.append("no calibration data: weights only, activations stay float")
-    model.metadata["onnxq.recipe"] = chosen.to_json()
-    model.metadata["onnxq.version"] = __version__
+    _describe(model, report, chosen, calibration, seed, origin)
 
     model.save(target, force)
-    written = _reload(target, source, report)
-    report.bytes = file_size(target)
-    report.kernels = census(written, target)
-    report.why_float = {name: _reason(name, report, chosen) for name in report.kernels.floating}
-    deployed = Session(target)
-    if calibration is not None:
-        evidence = thinned(calibration.samples, EVIDENCE)
-        report.layers = layer_errors(
-            prepared, written, thinned(calibration.samples, LAYER_EVIDENCE), progress
-        )
-        report.fidelity = compare(
-            original, deployed, evidence, exact=Session(target, optimize=False), progress=progress
-        )
-        report.warnings += report.fidelity.warnings
-    elif probe is not None:
-        deployed.run(probe.feeds)
-    if judge is not None:
-        report.validation = compare(
-            original,
-            deployed,
-            judge,
-            exact=Session(target, optimize=False),
-            labels=getattr(judge, "labels", None),
-            progress=progress,
-        )
-        report.warnings += [w for w in report.validation.warnings if w not in report.warnings]
+    with discarded_on_failure(target):
+        written = _reload(target, source, report)
+        report.bytes = file_size(target)
+        if original is not None:
+            report.kernels = census(written, target)
+            report.why_float = {
+                name: _reason(name, report, chosen) for name in report.kernels.floating
+            }
+            _gather_evidence(report, original, prepared, written, calibration, judge, progress)
     return report
 
 
@@ -296,8 +276,11 @@ def _kept(model: Model, globs: tuple[str, ...], named_before: set[str]) -> dict[
     names = [node.name for node in model.graph.nodes]
     kept: dict[str, str] = {}
     for glob in globs:
-        matched = fnmatch.filter(names, glob)
-        if not matched and not fnmatch.filter(named_before, glob):
+        matched, known = (
+            [name for name in pool if name == glob or fnmatch.fnmatchcase(name, glob)]
+            for pool in (names, named_before)
+        )
+        if not matched and not known:
             layers = [node.name for node in model.graph.nodes if node.op in WEIGHTED]
             near = difflib.get_close_matches(glob, [*layers, *names], n=1)
             hint = f"; did you mean {near[0]}?" if near else "; onnxq inspect lists the names"
@@ -306,33 +289,36 @@ def _kept(model: Model, globs: tuple[str, ...], named_before: set[str]) -> dict[
     return kept
 
 
-def _probe(session: Session, calibration: Calibration | None) -> Batch | None:
-    """One small batch to try models on: real if there are data, else random; None if none runs."""
-    if calibration is not None:
-        try:
-            return next(iter(batches(calibration.samples, session.inputs, 1)))
-        except StopIteration:
-            raise CalibrationError("the calibration data are empty") from None
-    feeds = random_feeds(session.inputs)
+def _session(source: Path, needed: bool, report: Report) -> Session | None:
+    """The float model ready to run; None if it cannot be and nothing has to be run."""
     try:
-        session.run(feeds)
-    except InputError:
+        return Session(source)
+    except InputError as cause:
+        if needed:
+            raise
+        report.notes.append(f"nothing could be run or verified: {cause}")
         return None
-    return Batch(feeds, [0], 1)
 
 
 def _verify(
-    original: Session, prepared: Model, probe: Batch | None, report: Report
+    original: Session, prepared: Model, calibration: Calibration | None, report: Report
 ) -> float | None:
-    """Largest relative change of any output by the exact passes.
+    """Largest relative change of any output by the exact passes; None if nothing could be run.
 
     Raises:
         PassError: It is more than rounding explains.
     """
-    if probe is None:
+    feeds: Feeds = random_feeds(original.inputs)
+    if calibration is not None:
+        feeds = next(iter(batches(calibration.samples, original.inputs, 1))).feeds
+    try:
+        before = original.run(feeds)
+    except InputError:
+        if calibration is not None:
+            raise
         report.notes.append("not verified: the model does not run on random inputs; give --calib")
         return None
-    before, after = original.run(probe.feeds), Session(prepared).run(probe.feeds)
+    after = Session(prepared).run(feeds)
     worst = 0.0
     for name, x in before.items():
         if not np.issubdtype(x.dtype, np.floating) or not x.size:
@@ -352,25 +338,76 @@ def _verify(
     return worst
 
 
-def _describe(report: Report, calibration: Calibration, seed: int, origin: str) -> None:
-    """Put what was seen of the calibration data into the report."""
+def _describe(
+    model: Model,
+    report: Report,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    seed: int,
+    origin: str,
+) -> None:
+    """Write into the model how it was made, and into the report what was seen of the data."""
+    model.metadata["onnxq.version"] = __version__
+    model.metadata["onnxq.recipe"] = recipe.to_json()
+    if calibration is None:
+        report.notes.append("no calibration data: weights only, activations stay float")
+        return
+    samples, declared = calibration.samples, origin != ASSUMED
+    images = isinstance(samples, Images)
+    if declared or images:
+        model.metadata[METADATA_KEY] = calibration.preprocess.model_dump_json()
+    model.metadata["onnxq.calibration"] = calibration.digest
     report.calibration = {
         "count": calibration.count,
         "seed": seed,
         "digest": calibration.digest,
-        "origin": origin,
+        "origin": origin if images else "none, ready tensors",
         "preprocess": calibration.preprocess.model_dump(mode="json"),
-        "skipped": dict(calibration.samples.skipped),
+        "skipped": dict(samples.skipped),
     }
-    report.warnings += calibration.warnings()
-    if calibration.samples.skipped:
-        names = ", ".join(list(calibration.samples.skipped)[:3])
-        count = len(calibration.samples.skipped)
-        report.warnings.append(f"{count} calibration images could not be read: {names}")
+    if declared:
+        report.warnings += calibration.warnings()
+    elif images:
+        report.warnings.append(f"preprocessing {ASSUMED}")
+    if isinstance(samples, Images) and samples.resized:
+        report.notes.append("images are resized to the model's input size; none is declared")
+    if samples.skipped:
+        names = ", ".join(list(samples.skipped)[:3])
+        report.warnings.append(f"{len(samples.skipped)} calibration images are unreadable: {names}")
+
+
+def _gather_evidence(
+    report: Report,
+    original: Session,
+    prepared: Model,
+    written: Model,
+    calibration: Calibration | None,
+    judge: Samples | None,
+    progress: Progress,
+) -> None:
+    """Run what was written: layer by layer and as a whole, against the float model."""
+    target = Path(report.output)
+    deployed, exact = Session(target), Session(target, optimize=False)
+    if calibration is not None:
+        few = thinned(calibration.samples, LAYER_EVIDENCE)
+        report.layers = layer_errors(prepared, written, few, progress)
+        some = thinned(calibration.samples, EVIDENCE)
+        report.fidelity = compare(original, deployed, some, exact=exact, progress=progress)
+        report.warnings += report.fidelity.warnings
+    if judge is not None:
+        report.validation = compare(
+            original,
+            deployed,
+            judge,
+            exact=exact,
+            labels=getattr(judge, "labels", None),
+            progress=progress,
+        )
+        report.warnings += [w for w in report.validation.warnings if w not in report.warnings]
 
 
 def _reload(target: Path, source: Path, report: Report) -> Model:
-    """Read back what was written and have it checked; a bad file does not stay.
+    """Read back what was written and have it checked.
 
     Raises:
         PassError: The file is not valid ONNX although its source is.
@@ -378,7 +415,6 @@ def _reload(target: Path, source: Path, report: Report) -> Model:
     complaint = check_file(target)
     if complaint is not None:
         if check_file(source) is None:
-            target.unlink()
             raise PassError(f"the written file was invalid and is removed: {complaint}")
         report.notes.append(
             f"onnx.checker complains about the file, as about its source: {complaint}"

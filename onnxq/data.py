@@ -2,13 +2,15 @@
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from onnxq.errors import CalibrationError, InputError
 from onnxq.preprocess import Preprocess, as_input
@@ -18,6 +20,9 @@ from onnxq.spec import Array
 # Elements of the input in one batch: enough to amortize a call, little enough for any model.
 BATCH_ELEMENTS = 1 << 15
 LARGEST_BATCH = 64
+
+# What Pillow raises at files that are broken, of an unknown kind or absurdly large.
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Images:
         preprocess: From image to tensor.
         target: The model input the tensor is for.
         labels: Class of each file, or None.
+        resized: An image had another size than the model's fixed one, and no resize was declared.
     """
 
     files: Sequence[Path]
@@ -77,6 +83,7 @@ class Images:
     target: Input
     labels: Sequence[int] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    resized: bool = False
     regroup: bool = True
 
     @property
@@ -91,7 +98,8 @@ class Images:
             try:
                 with Image.open(file) as image:
                     x = self.preprocess.apply(image, sizes)
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as cause:
+                    self.resized |= self.preprocess.adapts and sizes not in (None, image.size[::-1])
+            except UNREADABLE as cause:
                 self.skipped[str(file)] = " ".join(str(cause).split())
                 continue
             yield key, {self.target.name: as_input(x, self.target.dtype)}
@@ -130,6 +138,10 @@ class Feeds:
     skipped: dict[str, str] = field(default_factory=dict)
     regroup: bool = False
     total: int | None = None
+
+    def held(self) -> "Feeds":
+        """The same feeds in memory."""
+        return replace(self, feeds=[feed for _, feed in self.items()])
 
     def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
         """See Samples."""
@@ -233,7 +245,9 @@ def open_samples(
     if isinstance(source, Images | Arrays | Feeds):
         return source
     if not isinstance(source, str | Path):
-        return Feeds(source, size or 2**62)  # type: ignore[arg-type]
+        limited = Feeds(source, size or 2**62)  # type: ignore[arg-type]
+        # The data are read more than once, which an iterator does not survive.
+        return limited if iter(limited.feeds) is not limited.feeds else limited.held()
     path = Path(source)
     rng = np.random.default_rng(seed)
     if path.suffix in (".npz", ".npy"):
@@ -242,14 +256,23 @@ def open_samples(
         kind = "not a folder, .npz or .npy" if path.exists() else "no such file or folder"
         raise CalibrationError(f"{path}: {kind}")
     target = _image_input(inputs, path)
-    suffixes = Image.registered_extensions()
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
+    found = sorted(f for f in path.rglob("*") if f.is_file())
+    suffixes = _image_suffixes(found)
+    files = [f for f in found if f.suffix.lower() in suffixes]
     if not files:
         raise CalibrationError(f"{path}: no images in it (any format Pillow reads)")
     classes = _classes(path, files, labels)
     chosen = _draw(len(files), size, rng)
     kept = None if classes is None else [classes[i] for i in chosen]
     return Images([files[i] for i in chosen], preprocess, target, kept)
+
+
+def _image_suffixes(files: Iterable[Path]) -> Collection[str]:
+    """Suffixes Pillow reads; it loads its rarer formats only if there is a file of another kind."""
+    Image.preinit()
+    if not {f.suffix.lower() for f in files} <= set(Image.EXTENSION):
+        Image.init()
+    return Image.EXTENSION
 
 
 def _draw(count: int, size: int | None, rng: np.random.Generator) -> list[int]:
@@ -263,9 +286,12 @@ def _open_arrays(
     path: Path, inputs: Sequence[Input], size: int | None, rng: np.random.Generator, labeled: bool
 ) -> Arrays:
     try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)
-        arrays = dict(loaded) if path.suffix == ".npz" else {inputs[0].name: loaded}
-    except (OSError, ValueError, EOFError) as cause:
+        if path.suffix == ".npy":
+            arrays: dict[str, Array] = {inputs[0].name: np.lib.format.open_memmap(path, mode="r")}
+        else:
+            with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
+                arrays = dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise CalibrationError(f"{path}: not a readable {path.suffix} file ({cause})") from cause
     labels = arrays.pop("labels", None)
     names = [i.name for i in inputs]
@@ -275,12 +301,18 @@ def _open_arrays(
             f"{path}: no array named {', '.join(missing)}; the model's inputs are "
             f"{', '.join(names)}, the file holds {', '.join(arrays) or 'nothing'}"
         )
-    arrays = {i.name: as_input(arrays[i.name], i.dtype) for i in inputs}
+    try:
+        arrays = {i.name: as_input(arrays[i.name], i.dtype) for i in inputs}
+        kept = None if labels is None or not labeled else [int(c) for c in labels]
+    except (ValueError, TypeError) as cause:
+        raise CalibrationError(f"{path}: its arrays are not of numbers ({cause})") from cause
     counts = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(counts) != 1 or counts == {0}:
         raise CalibrationError(f"{path}: its arrays are empty or of different lengths {counts}")
-    kept = None if labels is None or not labeled else [int(c) for c in labels]
-    return Arrays(arrays, _draw(counts.pop(), size, rng), kept)
+    count = counts.pop()
+    if kept is not None and len(kept) != count:
+        raise CalibrationError(f"{path}: it has {len(kept)} labels for {count} samples")
+    return Arrays(arrays, _draw(count, size, rng), kept)
 
 
 def _classes(root: Path, files: Sequence[Path], labels: str | Path) -> list[int] | None:

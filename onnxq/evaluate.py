@@ -1,5 +1,6 @@
 """Two models side by side on the same samples: accuracy with labels, fidelity always."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,16 @@ class Comparison:
         if self.float_top1 and self.quantized_top1:
             return self.float_top1.percent - self.quantized_top1.percent
         return None if self.agreement is None else 100.0 - self.agreement.percent
+
+    def missed(self, max_drop: float | None) -> float | None:
+        """Points beyond ``max_drop``; None if the gate is passed or not set.
+
+        A model whose answers cannot be counted misses every gate, by infinity.
+        """
+        if max_drop is None:
+            return None
+        beyond = math.inf if self.drop is None else self.drop - max_drop
+        return beyond if beyond > 0 else None
 
     @property
     def warnings(self) -> list[str]:

@@ -67,5 +67,7 @@ def stored_names(tensor: gs.Tensor) -> list[str]:
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or producer.op not in ("DequantizeLinear", "Cast", "Mul"):
             return []
+        if not all(isinstance(t, gs.Constant) for t in producer.inputs[1:]):
+            return []
         tensor = producer.inputs[0]
     return [*names, tensor.name]

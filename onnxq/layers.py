@@ -69,21 +69,48 @@ class Layer:
         return self.node.inputs[1 - self.weight_index]
 
     @property
+    def end(self) -> gs.Node:
+        """The node that adds the bias."""
+        return self.node if self.bias_slot is None else self.bias_slot[0]
+
+    @property
     def output(self) -> gs.Tensor:
-        """The layer's result, before any activation function."""
-        return self.node.outputs[0]
+        """The layer's result, bias included, before any activation function."""
+        return self.end.outputs[0]
+
+    @property
+    def bias_slot(self) -> tuple[gs.Node, int] | None:
+        """Node and input index that hold the bias; None if there is none.
+
+        The third input of the node; for a MatMul, the constant (c_out,) or (1, c_out) of the Add
+        that follows.
+        """
+        if self.op != "MatMul":
+            inputs = self.node.inputs
+            return (self.node, 2) if len(inputs) > 2 and not inputs[2].is_empty() else None
+        readers = self.node.outputs[0].outputs
+        if len(readers) != 1 or readers[0].op != "Add" or self.weight_index != 1:
+            return None
+        for index, tensor in enumerate(readers[0].inputs):
+            if _is_weight(tensor) and tuple(tensor.shape) in ((self.c_out,), (1, self.c_out)):
+                return readers[0], index
+        return None
 
     @property
     def bias_tensor(self) -> gs.Tensor | None:
-        """The third input, or None."""
-        inputs = self.node.inputs
-        return inputs[2] if len(inputs) > 2 and not inputs[2].is_empty() else None
+        """The tensor in ``bias_slot``, or None."""
+        slot = self.bias_slot
+        return None if slot is None else slot[0].inputs[slot[1]]
 
     @property
     def bias(self) -> Floats | None:
-        """Bias as float32 (c_out,) or any shape that broadcasts to it; None if not a constant."""
+        """Bias as float32 (c_out,) or (1,); None if it is no constant or not per output channel."""
         tensor = self.bias_tensor
-        return tensor.values if isinstance(tensor, gs.Constant) else None
+        if not isinstance(tensor, gs.Constant):
+            return None
+        values: Floats = tensor.values
+        across = (1, 1, *values.shape)[-2:][1 - self.weight_index]
+        return values.reshape(-1) if across == 1 else None
 
     @property
     def c_out(self) -> int:
@@ -115,11 +142,17 @@ class Layer:
         """Give the node a bias of its own, (c_out,), whether or not it had one."""
         old = self.bias_tensor
         name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
-        bias = model.constant(name, values.astype(np.float32))
-        if len(self.node.inputs) > 2:
-            self.node.inputs[2] = bias
+        if self.weight_index == 0:  # output channels are rows
+            values = values.reshape(-1, 1)
+        self.attach_bias(model.constant(name, values.astype(np.float32)))
+
+    def attach_bias(self, tensor: gs.Tensor) -> None:
+        """Put ``tensor`` where the bias is, or would be."""
+        node, index = self.bias_slot or (self.node, 2)
+        if index < len(node.inputs):
+            node.inputs[index] = tensor
         else:
-            self.node.inputs.append(bias)
+            node.inputs.append(tensor)
 
 
 def layer_of(node: gs.Node) -> Layer | None:

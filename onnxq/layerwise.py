@@ -9,14 +9,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.calibration import Progress, silent
-from onnxq.data import Samples, batch_size, batches
+from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.kernels import stored_names
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity
-from onnxq.runtime import Session
-from onnxq.spec import Floats, QParams, QuantSpec
+from onnxq.runtime import Session, in_order
+from onnxq.spec import Array, Floats, QParams, QuantSpec
 
 TRANSPARENT = {"QuantizeLinear", "Clip", "DequantizeLinear"}
 
@@ -70,10 +70,13 @@ def layer_errors(
     isolated = {p.name: Fidelity() for p in probes}
     accumulated = {p.name: Fidelity() for p in probes}
     size = batch_size(floats, samples)
-    for batch in batches(samples, floats.inputs, size):
-        truth = floats.run(batch.feeds) | dict(batch.feeds)
-        mixed = whole.run(batch.feeds)
+
+    def run(batch: Batch) -> tuple[Batch, dict[str, Array], dict[str, Array], dict[str, Array]]:
+        truth = floats.run(batch.feeds) | batch.feeds
         single = alone.run({p.feed: _onto(truth[p.data], p.grid) for p in probes})
+        return batch, truth, whole.run(batch.feeds), single
+
+    for batch, truth, mixed, single in in_order(run, batches(samples, floats.inputs, size)):
         for p in probes:
             wanted = batch.trim(truth[p.result])
             accumulated[p.name].update(wanted, batch.trim(mixed[p.result]))

@@ -8,9 +8,10 @@ and sorts recursively. What it drops is kept aside and put back; the rest is don
 
 import contextlib
 import itertools
+import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    TensorProto,
+    external_data_helper,
+    inliner,
+    numpy_helper,
+    version_converter,
+)
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import InputError, UnsupportedModel, UsageError
@@ -32,8 +41,9 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 INLINE_LIMIT = 3 * 2**29
 # Tensors smaller than this stay in the model file even when the weights do not.
 EXTERNAL_MIN = 1024
-# The newest IR version that every supported onnxruntime (>= 1.23) reads; opset 21 needs it.
-MAX_IR = 10
+# Below the first, initializers have to be graph inputs as well, which passes do not keep up; the
+# second is the newest that every supported onnxruntime (>= 1.23) reads, and opset 21 needs it.
+MIN_IR, MAX_IR = 4, 10
 
 # ONNX's codes of the element types passes name.
 FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
@@ -232,34 +242,38 @@ class Model:
             dict(self.activations), dict(self.kept_float), dict(self.metadata),
         )  # fmt: skip
 
-    def replace_by(self, proto: ModelProto) -> None:
-        """Take over a graph that a tool outside made of this one, keeping what it lost."""
-        self.graph = _import(proto)
+    def replace_by(self, proto: ModelProto, held: Mapping[str, Any] | None = None) -> None:
+        """Take over a graph that a tool outside made of this one, keeping what it lost.
+
+        Args:
+            proto: What the tool made.
+            held: Values of tensors that ``proto`` holds placeholders for.
+        """
+        for node in _all_nodes(proto.graph):
+            _take_unreadable(node)
+        self.graph = _import(proto, held)
 
     def raise_opset(self, version: int) -> None:
         """Raise the default opset with ONNX's official converter; no-op if it is high enough.
 
         Raises:
-            UnsupportedModel: The converter has no way from here to there, or the model is too
-                large for it.
+            UnsupportedModel: The converter has no way from here to there.
         """
         before = self.opset
         if before >= version:
             return
-        if self.nbytes > INLINE_LIMIT:
-            raise UnsupportedModel(
-                f"opset {before} must be raised to {version}, but the converter cannot take models "
-                "over 2 GB: export the model again with a newer opset"
-            )
         try:
-            raised = onnx.version_converter.convert_version(self.to_proto(), version)
+            with self._referred(_placeholder) as held:
+                # The converter drops functions: their bodies take the place of the calls first.
+                inlined = inliner.inline_local_functions(self.to_proto(), convert_version=True)
+            raised = version_converter.convert_version(inlined, version)
         except Exception as cause:
-            reason = str(cause).strip().splitlines()[-1]
+            reason = str(cause).strip().splitlines()[-1].rpartition(" failed: ")[2]
             raise UnsupportedModel(
                 f"opset {before} cannot be raised to {version} ({reason}): export the model again "
                 f"with opset {version} or newer"
             ) from cause
-        self.replace_by(raised)
+        self.replace_by(raised, held)
         self.notes.append(f"opset raised from {before} to {version}")
 
     # -- writing -------------------------------------------------------------------------------
@@ -281,14 +295,13 @@ class Model:
                 info.CopyFrom(aside.values[info.name])
         for node in _all_nodes(proto.graph):
             if (lost := aside.nodes.get(node.name)) is not None:
-                node.doc_string = lost.doc_string
+                if lost.doc_string:
+                    node.doc_string = lost.doc_string
                 node.metadata_props.extend(lost.metadata_props)
                 if node.op_type == lost.op_type:
                     node.attribute.extend(lost.attribute)
-        proto.ir_version = min(
-            max(header.ir_version, onnx.helper.find_min_ir_version_for(proto.opset_import, True)),
-            MAX_IR,
-        )
+        needed = onnx.helper.find_min_ir_version_for(proto.opset_import, True)
+        proto.ir_version = min(max(header.ir_version, needed, MIN_IR), MAX_IR)
         return proto
 
     def to_bytes(self) -> bytes:
@@ -309,33 +322,38 @@ class Model:
             with replacing(path) as temporary:
                 temporary.write_bytes(self.to_bytes())
             return
-        data = path.with_name(path.name + ".data")
+        data = _data_file(path)
         check_writable(data, None, force)
         with replacing(path) as temporary, replacing(data) as temporary_data:
-            with temporary_data.open("wb") as sink, self._externalized(sink, data.name):
+            with (
+                temporary_data.open("wb") as sink,
+                self._referred(lambda constant: _external(constant, sink, data.name)),
+            ):
                 proto = self.to_proto()
             temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
     @contextlib.contextmanager
-    def _externalized(self, sink: Any, location: str) -> Iterator[None]:
-        """Stream the large constants to ``sink``; until exit they export as references to it."""
-        held: list[tuple[gs.Constant, Any]] = []
+    def _referred(self, refer: Callable[[gs.Constant], TensorProto]) -> Iterator[dict[str, Any]]:
+        """Until exit, the large constants export as what ``refer`` makes of them.
+
+        Yields their values by name.
+        """
+        large = [c for c in self.constants() if _nbytes(c) >= EXTERNAL_MIN]
+        held = {constant.name: constant._values for constant in large}
         try:
-            for constant in self.constants():
-                if _nbytes(constant) >= EXTERNAL_MIN:
-                    held.append((constant, constant._values))
-                    constant._values = LazyValues(_external(constant, sink, location))
-            yield
+            for constant in large:
+                constant._values = LazyValues(refer(constant))
+            yield held
         finally:
-            for constant, values in held:
-                constant._values = values
+            for constant in large:
+                constant._values = held[constant.name]
 
     def _names(self) -> set[str]:
         """Every tensor and node name, subgraphs and functions included; built once per graph."""
         known: tuple[gs.Graph, set[str]] | None = getattr(self, "_known_names", None)
         if known is None or known[0] is not self.graph:
-            names = {t.name for t in itertools.chain(self.graph.inputs, self.graph.outputs)}
             bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
+            names = {t.name for body in bodies for t in (*body.inputs, *body.outputs)}
             for node in itertools.chain.from_iterable(body.nodes for body in bodies):
                 names.add(node.name)
                 names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
@@ -434,8 +452,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _import(proto: ModelProto) -> gs.Graph:
-    """Import with unique node names, dense constants and external weights mapped, not read."""
+@contextlib.contextmanager
+def discarded_on_failure(path: Path) -> Iterator[None]:
+    """Remove a model that was just written, its data file included, if what follows fails."""
+    try:
+        yield
+    except BaseException:
+        for file in (path, _data_file(path)):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _data_file(path: Path) -> Path:
+    """Where the weights of a model go that is too large for one file."""
+    return path.with_name(path.name + ".data")
+
+
+def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Graph:
+    """Import with unique node names, dense constants and external weights mapped, not read.
+
+    Args:
+        proto: Belongs to the graph from then on.
+        held: Values of tensors that ``proto`` holds placeholders for.
+    """
     _name_nodes(proto.graph)
     _densify(proto.graph)
     initializers = {t.name for t in proto.graph.initializer}
@@ -447,7 +486,7 @@ def _import(proto: ModelProto) -> gs.Graph:
         if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
             source = tensor._values.tensor
             if source.data_location == TensorProto.EXTERNAL:
-                tensor._values = _mapped(source)
+                tensor._values = held[tensor.name] if held else _mapped(source)
                 tensor.data_location = None
     return graph
 
@@ -464,20 +503,26 @@ def _set_aside(proto: ModelProto) -> _Aside:
     _name_nodes(proto.graph)
     nodes: dict[str, onnx.NodeProto] = {}
     for node in _all_nodes(proto.graph):
-        strange = [a for a in node.attribute if not _readable(a)]
+        strange = _take_unreadable(node)
         if strange or node.doc_string or node.metadata_props:
             kept = nodes[node.name] = onnx.NodeProto(op_type=node.op_type)
             kept.doc_string = node.doc_string
             kept.metadata_props.extend(node.metadata_props)
             kept.attribute.extend(strange)
-            readable = [a for a in node.attribute if _readable(a)]
-            del node.attribute[:]
-            node.attribute.extend(readable)
     values: dict[str, onnx.ValueInfoProto] = {}
     for info in itertools.chain(proto.graph.input, proto.graph.output):
         values[info.name] = onnx.ValueInfoProto()
         values[info.name].CopyFrom(info)
     return _Aside(header, values, nodes)
+
+
+def _take_unreadable(node: onnx.NodeProto) -> list[AttributeProto]:
+    """Take the attributes that graphsurgeon cannot read off a node."""
+    taken = [a for a in node.attribute if not _readable(a)]
+    rest = [a for a in node.attribute if _readable(a)]
+    del node.attribute[:]
+    node.attribute.extend(rest)
+    return taken
 
 
 def _readable(attribute: AttributeProto) -> bool:
@@ -551,12 +596,15 @@ def _attach_external(proto: ModelProto, path: Path) -> None:
         info = external_data_helper.ExternalDataInfo(tensor)
         file = path.parent / info.location
         inside = file.resolve().is_relative_to(path.parent.resolve())
-        size = file.stat().st_size if inside and file.is_file() else -1
-        needed = (info.offset or 0) + (info.length or 0)
-        if size < 0:
-            raise InputError(f"{path}: its external data file {info.location} is missing beside it")
-        if size < needed:
-            raise InputError(f"{path}: its external data file {info.location} is truncated")
+        trouble = None
+        if not inside:
+            trouble = "lies outside the folder of the model"
+        elif not file.is_file():
+            trouble = "is missing"
+        elif file.stat().st_size < (info.offset or 0) + max(info.length or 0, _extent(tensor)):
+            trouble = "is truncated"
+        if trouble is not None:
+            raise InputError(f"{path}: its external data file {info.location} {trouble}")
         if id(tensor) in top and _mappable(tensor):
             for entry in tensor.external_data:
                 if entry.key == "location":
@@ -573,6 +621,12 @@ def _mappable(tensor: TensorProto) -> bool:
     return dtype.isbuiltin == 1 and dtype.kind != "O"
 
 
+def _extent(tensor: TensorProto) -> int:
+    """Bytes that mapping a tensor reads, whatever length its file claims; 0 if it is not mapped."""
+    itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return math.prod(tensor.dims) * itemsize if _mappable(tensor) else 0
+
+
 def _mapped(tensor: TensorProto) -> Array:
     info = external_data_helper.ExternalDataInfo(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -582,21 +636,27 @@ def _mapped(tensor: TensorProto) -> Array:
     return np.memmap(info.location, dtype, "r", offset=info.offset or 0, shape=shape)
 
 
+def _placeholder(constant: gs.Constant) -> TensorProto:
+    """A tensor of the constant's name, type and shape whose data are said to lie elsewhere."""
+    values = constant._values
+    if isinstance(values, LazyValues):
+        data_type = values.tensor.data_type
+    else:
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=constant.name, data_type=data_type, dims=list(values.shape))
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="held")
+    return tensor
+
+
 def _external(constant: gs.Constant, sink: Any, location: str) -> TensorProto:
     """Write a constant's bytes to ``sink`` and return a tensor that refers to them."""
-    offset = sink.tell()
-    if isinstance(constant._values, LazyValues):
-        source = constant._values.tensor
-        data_type, dims = source.data_type, list(source.dims)
-        sink.write(source.raw_data or numpy_helper.to_array(source).tobytes())
+    tensor, offset, values = _placeholder(constant), sink.tell(), constant._values
+    if isinstance(values, LazyValues):
+        sink.write(values.tensor.raw_data or numpy_helper.to_array(values.tensor).tobytes())
     else:
-        array = constant._values
-        data_type, dims = onnx.helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape)
-        np.ascontiguousarray(array).tofile(sink)
-    tensor = TensorProto(name=constant.name, data_type=data_type, dims=dims)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (
-        ("location", location), ("offset", offset), ("length", sink.tell() - offset),
-    ):  # fmt: skip
+        np.ascontiguousarray(values).tofile(sink)
+    tensor.external_data[0].value = location
+    for key, value in (("offset", offset), ("length", sink.tell() - offset)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

@@ -34,10 +34,17 @@ class Skip:
 
 @dataclass
 class Outcome:
-    """What one run of a pass did; true if it changed the model."""
+    """What one run of a pass did; true if it changed the model.
+
+    Attributes:
+        edits: What was changed.
+        skips: What was left alone, and why.
+        remarks: What the user should hear of: unusual places, and what was done about them.
+    """
 
     edits: list[Edit] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    remarks: list[Edit] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.edits)
@@ -45,6 +52,10 @@ class Outcome:
     def edit(self, where: str, what: str) -> None:
         """Record a change."""
         self.edits.append(Edit(where, what))
+
+    def remark(self, where: str, what: str) -> None:
+        """Record something unusual."""
+        self.remarks.append(Edit(where, what))
 
     def skip(self, where: str, why: str) -> None:
         """Record a place left alone."""

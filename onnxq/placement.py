@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import WEIGHTED, Layer, layer_of
+from onnxq.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.model import Model
 
 COMPANIONS = {
@@ -47,6 +47,7 @@ class Placement:
         absorbed: Integer node to the activation nodes its quantizer replaces.
         born: Tensors that exist as codes.
         entries: Float tensors that an integer node reads and that must be quantized for it.
+        captured: Tensors that the body of a control flow node reads.
         why_float: Weighted node or companion left float to the reason, a clause.
     """
 
@@ -56,6 +57,7 @@ class Placement:
     absorbed: dict[str, list[gs.Node]] = field(default_factory=dict)
     born: set[str] = field(default_factory=set)
     entries: set[str] = field(default_factory=set)
+    captured: set[str] = field(default_factory=set)
     why_float: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -70,9 +72,14 @@ def place(model: Model) -> Placement:
     The largest consistent choice: start with every node that could run on integers, then let go
     of companions whose neighbours are not there, until nothing changes.
     """
-    placement = Placement()
+    bodies = model.graph.subgraphs(recursive=True)
+    captured = {t.name for body in bodies for node in body.nodes for t in node.inputs}
+    placement = Placement(captured=captured)
     nodes = model.graph.nodes
+    ends = {layer.end.name for layer in layers(model) if layer.end is not layer.node}
     for node in nodes:
+        if node.name in ends:
+            continue
         if (why := _obstacle(model, node)) is None:
             placement.integer.add(node.name)
         elif node.op in WEIGHTED or (node.op in COMPANIONS and not _counts(node)):
@@ -88,7 +95,7 @@ def place(model: Model) -> Placement:
             why = None
             if not all(t.name in placement.born for t in node.inputs if not _constant(t)):
                 why = "an input comes from a float operator"
-            elif _result(model, node)[0].name not in wanted:
+            elif _result(model, placement, node)[0].name not in wanted:
                 why = "nothing that follows runs on integers"
             if why is not None:
                 placement.integer.discard(node.name)
@@ -104,6 +111,12 @@ def data_inputs(node: gs.Node) -> list[gs.Tensor]:
     return [t for t in found if not t.is_empty() and not _constant(t)]
 
 
+def end_of(model: Model, node: gs.Node) -> gs.Node:
+    """The last node of what runs as one: the Add that is the bias of a MatMul, or the node."""
+    layer = layer_of(node)
+    return node if layer is None or layer.end.name in model.kept_float else layer.end
+
+
 def _trace(model: Model, placement: Placement) -> None:
     """Follow the codes forward: fill in results, absorbed, born, moves and entries."""
     wanted = _wanted(model, placement)
@@ -113,8 +126,8 @@ def _trace(model: Model, placement: Placement) -> None:
     for node in model.graph.nodes:
         if node.name in placement.integer:
             placement.entries |= {t.name for t in data_inputs(node) if t.name not in placement.born}
-            result, activations = _result(model, node)
-            if node.op in ("Gemm", "MatMul") and result.name not in wanted:
+            result, activations = _result(model, placement, node)
+            if result.name not in wanted and _returns_floats(model, node):
                 continue
             placement.results[node.name] = result.name
             placement.absorbed[node.name] = activations
@@ -141,15 +154,38 @@ def _wanted(model: Model, placement: Placement) -> set[str]:
     return wanted
 
 
-def _result(model: Model, node: gs.Node) -> tuple[gs.Tensor, list[gs.Node]]:
+def _result(model: Model, placement: Placement, node: gs.Node) -> tuple[gs.Tensor, list[gs.Node]]:
     """The tensor a node's output is quantized as, and the activations on the way to it."""
-    tensor, activations = node.outputs[0], []
+    end = end_of(model, node)
+    tensor, activations = end.outputs[0], []
     while (reader := model.single_consumer(tensor)) is not None and reader.op in ACTIVATIONS:
         if not _moves(reader) or reader.inputs[0] is not tensor or reader.name in model.kept_float:
+            break
+        if tensor.name in placement.captured:
             break
         activations.append(reader)
         tensor = reader.outputs[0]
     return tensor, activations
+
+
+def _returns_floats(model: Model, node: gs.Node) -> bool:
+    """Whether the integer kernel of a node needs no QuantizeLinear behind it.
+
+    That of a Gemm or MatMul does not, unless onnxruntime takes what follows for part of it first:
+    a Relu or Clip with one reader, or an Add that makes a Gemm of a MatMul.
+    """
+    if node.op not in ("Gemm", "MatMul"):
+        return False
+    end = end_of(model, node)
+    readers = end.outputs[0].outputs
+    if len(readers) != 1:
+        return True
+    if readers[0].op == "Add" and end.op == "MatMul":
+        return any(
+            (t.shape is not None and len(t.shape) > 2) or (_constant(t) and t.values.size == 1)
+            for t in readers[0].inputs
+        )
+    return readers[0].op not in ACTIVATIONS or len(readers[0].outputs[0].outputs) != 1
 
 
 def _moves(node: gs.Node) -> bool:
@@ -166,9 +202,8 @@ def _moves(node: gs.Node) -> bool:
         fills_zero = value is None or value.is_empty() or (_constant(value) and not value.values)
         return node.attrs.get("mode", "constant") != "constant" or bool(fills_zero)
     if node.op == "Resize":
-        return node.attrs.get("mode", "nearest") == "nearest" and "extrapolation_value" not in (
-            node.attrs
-        )
+        extrapolates = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+        return node.attrs.get("mode", "nearest") == "nearest" and not extrapolates
     return not _constant(node.inputs[0])
 
 
@@ -182,10 +217,11 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
         layer = layer_of(node)
         return "it has no constant float32 weight" if layer is None else _layer_obstacle(layer)
     if node.op in ("Add", "Mul"):
-        wide = any(
-            _constant(t) and (t.values.size != 1 or t.dtype != np.float32) for t in node.inputs
-        )
-        return "it has a constant operand that is not one number" if wide else None
+        constants = [t for t in node.inputs if _constant(t)]
+        wide = any(t.values.size != 1 or t.dtype != np.float32 for t in constants)
+        if wide or not all(np.isfinite(t.values) for t in constants):
+            return "it has a constant operand that is not one finite number"
+        return None
     if node.op == "Concat":
         return "it has a constant operand" if any(map(_constant, node.inputs)) else None
     if node.op == "AveragePool":

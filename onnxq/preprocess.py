@@ -57,6 +57,11 @@ class Preprocess(BaseModel):
         return 1 if self.color == "gray" else 3
 
     @property
+    def adapts(self) -> bool:
+        """Whether images take on the model's fixed size, for want of a declared one."""
+        return self.resize is None and self.crop is None
+
+    @property
     def channel_axis(self) -> int:
         """Channel axis of a batch."""
         return 1 if self.layout == "nchw" else 3
@@ -83,7 +88,7 @@ class Preprocess(BaseModel):
             size = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
         elif self.resize is not None:
             size = self.resize
-        elif self.crop is None and fixed is not None:
+        elif self.adapts and fixed is not None:
             size = fixed
         if size != (image.height, image.width):
             image = image.resize((size[1], size[0]), filter_)
@@ -137,6 +142,9 @@ def resolve(
 
     In order: what the caller wishes, ``MODEL_STEM.preprocess.toml`` beside the model, what the
     model's metadata carry, and last an assumption that the report must announce.
+
+    Raises:
+        InputError: What was found first does not describe preprocessing.
     """
     if wish is not None:
         return read(wish), str(wish) if not isinstance(wish, Preprocess) else "given"
@@ -145,7 +153,10 @@ def resolve(
         if sidecar.is_file():
             return read(sidecar), sidecar.name
     if METADATA_KEY in metadata:
-        return Preprocess.model_validate_json(metadata[METADATA_KEY]), "the model's metadata"
+        try:
+            return Preprocess.model_validate_json(metadata[METADATA_KEY]), "the model's metadata"
+        except ValidationError as cause:
+            raise InputError(f"metadata {METADATA_KEY} of the model: {explain(cause)}") from cause
     return Preprocess(**IMAGENET), ASSUMED
 
 

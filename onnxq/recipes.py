@@ -51,6 +51,8 @@ class Recipe(BaseModel):
     @field_validator("passes", mode="before")
     @classmethod
     def _parse(cls, values: Any) -> Any:
+        if not isinstance(values, list | tuple):
+            raise ValueError("a list is wanted, in TOML [[pass]]")
         return tuple(v if isinstance(v, Pass) else _pass_of(v) for v in values)
 
     @property
@@ -166,11 +168,11 @@ NAMED: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def _pass_of(values: Any) -> Pass:
-    if not isinstance(values, dict) or "name" not in values:
-        raise ValueError("every pass needs a name")
-    name = values["name"]
+    name = values.get("name") if isinstance(values, dict) else None
+    if not isinstance(name, str):
+        raise ValueError("every pass is a table with a name")
     if name not in REGISTRY:
-        near = difflib.get_close_matches(str(name), REGISTRY, n=1)
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(REGISTRY)}"
         raise ValueError(f"there is no pass {name}{hint}")
     kind = REGISTRY[name]
@@ -180,4 +182,7 @@ def _pass_of(values: Any) -> Pass:
             near = difflib.get_close_matches(key, kind.model_fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name} has no option {key}{hint}")
-    return kind.of(options)
+    try:
+        return kind.of(options)
+    except ValidationError as cause:
+        raise ValueError(f"{name}: {explain(cause)}") from cause

@@ -1,11 +1,14 @@
 """What a conversion did and how good the result is: one value that prints itself."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from onnxq.evaluate import Comparison, Rate
 from onnxq.kernels import Kernels
@@ -59,10 +62,7 @@ class Report:
     @property
     def missed(self) -> float | None:
         """Points by which the gate was missed; None if it was passed or not set."""
-        drop = self.validation.drop if self.validation else None
-        if self.max_drop is None or drop is None or drop <= self.max_drop:
-            return None
-        return drop - self.max_drop
+        return self.validation.missed(self.max_drop) if self.validation else None
 
     @property
     def exit_code(self) -> int:
@@ -82,8 +82,14 @@ class Report:
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Print, widest facts first."""
-        yield f"[bold]{self.source}[/bold] -> [bold]{self.output}[/bold]  ({self.label})"
+        """Print, widest facts first; a name in a model may look like markup but is none."""
+        for part in self._parts():
+            yield from console.render(part, options.update(markup=False))
+
+    def _parts(self) -> Iterator[RenderableType]:
+        yield Text.assemble(
+            (self.source, "bold"), " -> ", (self.output, "bold"), f"  ({self.label})"
+        )
         facts = Table.grid(padding=(0, 2))
         for name, text in self._facts():
             facts.add_row(name, text)
@@ -106,9 +112,9 @@ class Report:
                 yield ""
                 yield comparison_table(comparison, f"{title} data, {comparison.samples} samples")
         for warning in self.warnings:
-            yield f"[yellow]warning:[/yellow] {warning}"
+            yield Text.assemble(("warning: ", "yellow"), warning)
         if self.missed is not None:
-            yield f"[red]--max-drop {self.max_drop:g} missed by {self.missed:.2f} points[/red]"
+            yield Text(gate_text(self.max_drop, self.missed), "red")
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [
@@ -136,7 +142,9 @@ class Report:
                     f"preprocessing: {self.calibration['origin']}",
                 )
             )
-        return facts + [("note", note) for note in self.notes]
+        remarks = [r for out in self.outcomes.values() for r in out.remarks]
+        texts = [*self.notes, *(f"{r.where}: {r.what}" for r in remarks)]
+        return facts + [("note", text) for text in texts]
 
     def _other_skips(self) -> list[tuple[str, str]]:
         """Skips of all passes but those of weighted layers, equal reasons put together."""
@@ -149,6 +157,13 @@ class Report:
             (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", why)
             for why, names in where.items()
         ]
+
+
+def gate_text(max_drop: float | None, missed: float) -> str:
+    """Why the gate failed."""
+    if math.isinf(missed):
+        return f"--max-drop {max_drop:g} cannot be judged: the model is not a classifier"
+    return f"--max-drop {max_drop:g} missed by {missed:.2f} points"
 
 
 def comparison_dict(c: Comparison) -> dict[str, Any]:

@@ -29,6 +29,9 @@ MOST_WORKERS = 8
 # Operators of the optimised graph that compute in integers, beyond those named QLinear...
 INTEGER_KERNELS = {"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 
+# Optimizers of onnxruntime that lose an output: that of a Gemm between two Transposes.
+LOSING_OUTPUTS = ["GemmTransposeFusion"]
+
 
 @dataclass(frozen=True)
 class Input:
@@ -70,10 +73,17 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if dump is not None:
             options.optimized_model_filepath = str(dump)
+            # Unpacked weights may outgrow what one protobuf holds.
+            prefix = "session.optimized_model_external_initializers"
+            options.add_session_config_entry(f"{prefix}_file_name", f"{dump.name}.data")
+            options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
         with _source(model, taps) as source:
             try:
                 self._session = ort.InferenceSession(
-                    source, options, providers=["CPUExecutionProvider"]
+                    source,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=LOSING_OUTPUTS if taps else None,
                 )
             except Exception as cause:
                 where = model if isinstance(model, Path) else model.path or "the model"

@@ -75,12 +75,12 @@ class QParams:
 
     @property
     def lo(self) -> Floats:
-        """Smallest representable value, float32."""
+        """Smallest representable value, float64."""
         return np.asarray((self.spec.qmin - self.zero_point.astype(np.int32)) * self.scale)
 
     @property
     def hi(self) -> Floats:
-        """Largest representable value, float32."""
+        """Largest representable value, float64."""
         return np.asarray((self.spec.qmax - self.zero_point.astype(np.int32)) * self.scale)
 
 

@@ -18,8 +18,10 @@ from onnxq.model import FLOAT, INT8, Model
 from onnxq.numerics import affine
 from onnxq.numerics.bias import exact_codes, quantize_bias, safe_weight_scale
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import READERS_OF_SHAPE, Placement, place
+from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, place
 from onnxq.spec import Array, Floats, QParams, QTensor
+
+EVERYTHING = np.array([-np.inf, np.inf], np.float32)
 
 
 class InsertQdq(Pass):
@@ -57,7 +59,7 @@ class _Emitter:
     def emit(self, node: gs.Node) -> None:
         """Rewrite one node of the float graph."""
         if node.name in self.placement.integer:
-            layer = layer_of(node)
+            layer, end = layer_of(node), end_of(self.model, node)
             for i, tensor in enumerate(node.inputs):
                 if layer is None and isinstance(tensor, gs.Constant):
                     node.inputs[i] = self._scalar(tensor)
@@ -66,7 +68,7 @@ class _Emitter:
             if layer is not None:
                 self._integer_layer(layer)
             if node.name in self.placement.results:
-                self._leave(node)
+                self._leave(node.name, end)
         elif node.name in self.placement.moves:
             self._move(node)
         else:
@@ -77,20 +79,22 @@ class _Emitter:
 
     # -- activations ---------------------------------------------------------------------------
 
-    def _leave(self, node: gs.Node) -> None:
-        """Quantize a node's result; absorbed activations go, but their tensor keeps its name."""
-        activations = self.placement.absorbed[node.name]
+    def _leave(self, name: str, node: gs.Node) -> None:
+        """Quantize a result; absorbed activations go, but their tensor keeps its name."""
+        activations = self.placement.absorbed[name]
         result = activations[-1].outputs[0] if activations else node.outputs[0]
+        ends = EVERYTHING
         if activations:
             raw = node.outputs[0]
             for activation in activations:
+                ends = ends.clip(*_bounds(activation))
                 activation.inputs.clear()
                 activation.outputs.clear()
         else:
             raw = self.model.variable(f"{result.name}_float")
             node.outputs[0] = raw
         params = self.model.activations[result.name]
-        self._dequantize(self._quantize(raw, result.name, params), result, params)
+        self._dequantize(self._quantize(raw, result.name, params, ends), result, params)
 
     def _enter(self, tensor: gs.Tensor) -> gs.Tensor:
         """The quantized and dequantized copy of a float tensor, made once."""
@@ -103,14 +107,17 @@ class _Emitter:
             self.entered[tensor.name] = copy
         return self.entered[tensor.name]
 
-    def _quantize(self, source: gs.Tensor, name: str, params: QParams) -> gs.Tensor:
-        """QuantizeLinear, and below 8 bits the integer Clip to the grid's largest code."""
+    def _quantize(
+        self, source: gs.Tensor, name: str, params: QParams, ends: Floats = EVERYTHING
+    ) -> gs.Tensor:
+        """QuantizeLinear, and an integer Clip if the grid or ``ends`` leave codes of 8 bits out."""
         codes = self.model.variable(f"{name}_codes")
         self.model.add("QuantizeLinear", [source, *self._grid(name, params)], codes)
-        if params.spec.bits == 8:
+        low, high = (int(code) for code in affine.quantize(ends, params))
+        if (low, high) == (0, 255):
             return codes
         clipped = self.model.variable(f"{name}_clipped")
-        self._clip(codes, clipped, params.spec.qmin, params.spec.qmax)
+        self._clip(codes, clipped, low, high)
         return clipped
 
     def _dequantize(self, codes: gs.Tensor, result: gs.Tensor, params: QParams) -> None:
@@ -126,8 +133,7 @@ class _Emitter:
         params = self.params[source]
         spec = params.spec
         if node.op in ("Relu", "Clip"):
-            bounds = [0.0, np.inf] if node.op == "Relu" else _bounds(node)
-            low, high = affine.quantize(np.array(bounds, np.float32), params)
+            low, high = affine.quantize(EVERYTHING.clip(*_bounds(node)), params)
             result = node.outputs[0]
             node.inputs.clear()
             node.outputs.clear()
@@ -154,12 +160,13 @@ class _Emitter:
         self.model.add("Clip", [codes, *bounds], result)
 
     def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
-        """A one-number operand as code 1 times itself, or code 0 minus 1, exactly."""
+        """A one-number operand, whatever its rank, as code 1 times itself, or code 0 minus 1."""
         value = np.float32(tensor.values.reshape(()))
         scale = np.abs(value) if value else np.float32(1.0)
         code, zero = (1, 0) if value > 0 else (0, 1) if value < 0 else (0, 0)
         result = self.model.variable(f"{tensor.name}_dequantized")
-        arrays = (np.array(code, np.uint8), np.asarray(scale), np.array(zero, np.uint8))
+        codes = np.full(tensor.shape, code, np.uint8)
+        arrays = (codes, np.asarray(scale), np.array(zero, np.uint8))
         self.model.add("DequantizeLinear", self._constants(tensor.name, arrays), result)
         return result
 
@@ -181,15 +188,21 @@ class _Emitter:
         input_scale = float(self.params[layer.data.name].scale)
         weight = self.model.weights[layer.name]
         bias = layer.bias
+        if bias is None and layer.op == "Gemm":
+            # Without one, onnxruntime merges it with a Transpose or Sum and then cannot fuse it.
+            bias = np.zeros(layer.c_out, np.float32)
         if bias is not None:
-            weight = self._fit_bias(layer, weight, bias.reshape(-1), input_scale)
-            codes, scale = quantize_bias(bias.reshape(-1), weight.params.scale, input_scale)
-            assert layer.bias_tensor is not None
-            layer.node.inputs[2] = self._stored(layer.bias_tensor.name, codes, scale, 0)
+            weight = self._fit_bias(layer, weight, bias, input_scale)
+            self._store_bias(layer, *quantize_bias(bias, weight.params.scale, input_scale))
         params = weight.params
-        # onnxruntime fuses a Gemm only if the zero point of its weight is spelled out.
+        # onnxruntime fuses a Gemm, or a MatMul and Add it makes one of, only if the zero point of
+        # the weight is spelled out.
         layer.node.inputs[layer.weight_index] = self._stored(
-            layer.weight_tensor.name, _packed(weight), params.scale, params.axis, layer.op == "Gemm"
+            layer.weight_tensor.name,
+            _packed(weight),
+            params.scale,
+            params.axis,
+            layer.op in ("Gemm", "MatMul"),
         )
 
     def _fit_bias(self, layer: Layer, weight: QTensor, bias: Floats, input_scale: float) -> QTensor:
@@ -201,7 +214,7 @@ class _Emitter:
         raised = QParams(scale, params.zero_point, params.axis, params.spec)
         codes = affine.quantize(affine.dequantize(weight.codes, params), raised)
         count = int(np.sum(scale != params.scale))
-        self.outcome.edit(layer.name, f"weight scale raised on {count} channels to fit the bias")
+        self.outcome.remark(layer.name, f"weight scale raised on {count} channels to fit the bias")
         return QTensor(codes, raised)
 
     def _float_layer(self, layer: Layer) -> None:
@@ -212,8 +225,7 @@ class _Emitter:
         bias is not an initializer. One behind a DequantizeLinear, exact to the last bit, is not.
         """
         node, model = layer.node, self.model
-        data_is_codes = layer.weight_index == 1 and layer.data.name in self.codes
-        if layer.op != "MatMul" and data_is_codes:
+        if layer.weight_index == 1 and self._stems_from_codes(layer.data):
             self._guard_bias(layer)
         if (weight := model.weights.get(layer.name)) is not None:
             name = layer.weight_tensor.name
@@ -224,18 +236,32 @@ class _Emitter:
             model.add("Mul", [cast, model.constant(f"{name}_scale", scale)], result)
             node.inputs[layer.weight_index] = result
 
+    def _stems_from_codes(self, tensor: gs.Tensor) -> bool:
+        """Whether a DequantizeLinear may come to stand before ``tensor``.
+
+        onnxruntime moves it from before to behind a node that only rearranges values.
+        """
+        while tensor.name not in self.codes:
+            if not tensor.inputs or tensor.inputs[0].op not in MOVES:
+                return False
+            tensor = tensor.inputs[0].inputs[0]
+        return True
+
     def _guard_bias(self, layer: Layer) -> None:
-        """Store the bias, or zeros, as exact int32 codes."""
-        old, inputs = layer.bias_tensor, layer.node.inputs
-        bias = np.zeros(layer.c_out, np.float32) if old is None else layer.bias
-        if bias is None or bias.ndim != 1:
-            return
-        name = f"{layer.name}_bias" if old is None else old.name
-        stored = self._stored(name, *exact_codes(bias), 0)
-        if len(inputs) > 2:
-            inputs[2] = stored
-        else:
-            inputs.append(stored)
+        """Store the bias, or zeros, as exact int32 codes; a MatMul without one needs none."""
+        bias = layer.bias
+        if layer.bias_tensor is None and layer.op != "MatMul":
+            bias = np.zeros(layer.c_out, np.float32)
+        if bias is not None:
+            self._store_bias(layer, *exact_codes(bias))
+
+    def _store_bias(self, layer: Layer, codes: Array, scale: Floats) -> None:
+        """Let the layer read a quantized bias, in the shape of the float one if there was one."""
+        old = layer.bias_tensor
+        name, shape = f"{layer.name}_bias", codes.shape
+        if old is not None:
+            name, shape = old.name, tuple(old.shape) or (1,)
+        layer.attach_bias(self._stored(name, codes.reshape(shape), scale, len(shape) - 1))
 
     def _stored(
         self, name: str, codes: Array, scale: Floats, axis: int | None, zero: bool = False
@@ -269,10 +295,10 @@ def _packed(weight: QTensor) -> Array:
     return weight.codes.astype(ml_dtypes.int4) if weight.params.spec.bits <= 4 else weight.codes
 
 
-def _bounds(node: gs.Node) -> list[float]:
-    """Ends of a Clip with constant, possibly absent, bounds."""
-    ends = [-np.inf, np.inf]
+def _bounds(node: gs.Node) -> tuple[float, float]:
+    """Ends of a Relu, or of a Clip with constant, possibly absent, bounds."""
+    ends = [0.0 if node.op == "Relu" else -np.inf, np.inf]
     for i, tensor in enumerate(node.inputs[1:3]):
         if not tensor.is_empty():
             ends[i] = float(tensor.values)
-    return ends
+    return ends[0], ends[1]

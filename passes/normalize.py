@@ -113,10 +113,11 @@ def _absorb_factors(model: Model, node: gs.Node, outcome: Outcome) -> None:
     if layer is None or (alpha == 1.0 and beta == 1.0):
         return
     if beta != 1.0 and layer.bias_tensor is not None:
-        if layer.bias is None:
+        bias = layer.bias_tensor
+        if not isinstance(bias, gs.Constant):
             outcome.skip(node.name, "beta multiplies a bias that is not constant")
             return
-        node.inputs[2] = model.constant(layer.bias_tensor.name, layer.bias * np.float32(beta))
+        node.inputs[2] = model.constant(bias.name, bias.values * np.float32(beta))
     layer.set_weight(model, layer.weight * np.float32(alpha))
     node.attrs.pop("alpha", None)
     node.attrs.pop("beta", None)

@@ -47,8 +47,12 @@ class QuantizeWeights(Pass):
             codes = affine.quantize(layer.weight, params)
             model.weights[layer.name] = QTensor(codes, params)
             dead = int(np.sum(~codes.any(axis=affine.reduce_axes(codes.ndim, layer.out_axis))))
-            note = f", {dead} of {layer.c_out} channels are all zero" if dead else ""
-            outcome.edit(layer.name, f"{self.bits} bits{note}")
+            outcome.edit(layer.name, f"{self.bits} bits")
+            if dead:
+                outcome.remark(
+                    layer.name,
+                    f"{dead} of {codes.shape[layer.out_axis]} channels are dead: all zero",
+                )
         return outcome
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from onnxq.bench import Speed, bench
 from onnxq.calibration import Progress, silent
 from onnxq.conversion import convert
-from onnxq.data import Arrays
 from onnxq.report import Report
 
 
@@ -23,27 +22,26 @@ def demo(
     """Convert the digits CNN to W8A8 and W4A8, validate both on labeled digits, and time them.
 
     Args:
-        folder: Where to leave the files; a temporary folder by default.
+        folder: Where to leave the float model, the data and the results; temporary by default.
         progress: Called as samples are done.
     """
-    with resources.as_file(resources.files(__name__)) as assets, tempfile.TemporaryDirectory() as t:
-        target = folder or Path(t)
-        digits = np.load(assets / "digits.npz")
-        calib, test = (
-            digits[part].astype(np.float32) / np.float32(16) for part in ("calib", "test")
-        )
-        labels = [int(c) for c in digits["labels"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        model, calib, test = unpack(folder or Path(temporary))
         reports = [
-            convert(
-                assets / "digits.onnx",
-                target / f"digits.w{bits}a8.onnx",
-                bits=bits,
-                calib=Arrays({"image": calib}, range(len(calib))),
-                validate=Arrays({"image": test}, range(len(test)), labels),
-                force=True,
-                progress=progress,
-            )
+            convert(model, bits=bits, calib=calib, validate=test, force=True, progress=progress)
             for bits in (8, 4)
         ]
-        files = [assets / "digits.onnx", *(Path(r.output) for r in reports)]
-        return reports, bench(files, batch=32)
+        return reports, bench([model, *(Path(r.output) for r in reports)], batch=32)
+
+
+def unpack(folder: Path) -> tuple[Path, Path, Path]:
+    """Lay out the model, unlabeled tensors to calibrate on and labeled ones to validate on."""
+    assets = resources.files(__name__)
+    model, calib, test = (folder / name for name in ("digits.onnx", "calib.npz", "test.npz"))
+    model.write_bytes(assets.joinpath("digits.onnx").read_bytes())
+    with assets.joinpath("digits.npz").open("rb") as file:
+        digits = np.load(file)
+        sixteenth = np.float32(1 / 16)
+        np.savez(calib, image=digits["calib"] * sixteenth)
+        np.savez(test, image=digits["test"] * sixteenth, labels=digits["labels"])
+    return model, calib, test

@@ -98,7 +98,10 @@ class Histogram(MinMax):
             return
         self._grow(max(-self.lo, self.hi))
         if self.radius:
-            index = np.floor(x * np.float32(BINS / (2 * self.radius))).astype(np.int32)
+            factor = BINS / (2 * self.radius)
+            # Scaling by a power of two is exact unless it underflows, or the factor overflows.
+            kind = np.float32 if 1.0 <= factor < 2.0**128 else np.float64
+            index = np.floor(x * kind(factor)).astype(np.int32)
             self.counts += np.bincount(index + BINS // 2, minlength=BINS)
         else:
             self.counts[BINS // 2] += x.size

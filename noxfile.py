@@ -1,0 +1,63 @@
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["tests", "lint", "typing", "wheel"]
+
+ROOT = Path(__file__).parent
+SOURCES = [file for top in ("onnxq", "passes", "cli") for file in (ROOT / top).rglob("*.py")]
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+def install(session, group):
+    """The package as users get it, with a group of tools."""
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # or deleted modules come back
+    session.install(".", *nox.project.dependency_groups(PYPROJECT, group))
+
+
+@nox.session
+def tests(session):
+    """All tests, the slow ones included; arguments after -- go to pytest."""
+    install(session, "tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session):
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session):
+    """Away from the sources, where mypy would find the half of the package that is there."""
+    install(session, "typing")
+    with session.chdir(session.create_tmp()):
+        config = str(ROOT / "pyproject.toml")
+        said = session.run("mypy", "--config-file", config, "-p", "onnxq", silent=True)
+    checked = int(re.search(r"in (\d+) source files", said)[1])
+    if checked != len(SOURCES):
+        session.error(f"mypy checked {checked} of {len(SOURCES)} files")
+
+
+@nox.session
+def wheel(session):
+    """What is uploaded: built through the sdist, installed alone and run away from the sources."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "wheel"))
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
+    (built,) = (folder / "dist").glob("*.whl")
+    session.run("check-wheel-contents", "--toplevel", "onnxq", str(built))
+    session.run("python", "-m", "venv", "--clear", str(folder / "alone"))
+    scripts = folder / "alone" / ("Scripts" if os.name == "nt" else "bin")
+    session.run(str(scripts / "pip"), "install", "--quiet", str(built), external=True)
+    with session.chdir(folder):
+        imports = "import onnxq.passes, onnxq.cli"
+        session.run(str(scripts / "python"), "-c", imports, external=True)
+        session.run(str(scripts / "onnxq"), "demo", external=True)

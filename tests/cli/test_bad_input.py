@@ -1,0 +1,338 @@
+"""Whatever is wrong: one line on stderr, the right exit code, and nothing changed on disk."""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+USAGE, INPUT = 2, 3
+
+
+@dataclass
+class Bad:
+    """A wrong call; ``prepare`` is run in the folder first, ``said`` is in the complaint."""
+
+    command: str
+    code: int
+    said: str
+    prepare: Callable = lambda: None
+
+
+def write(name, content):
+    return lambda: Path(name).write_bytes(content)
+
+
+def arrays(name, **values):
+    return lambda: np.savez(name, **values)
+
+
+def images(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def truncated():
+    Path("half.onnx").write_bytes(Path("model.onnx").read_bytes()[:300_000])
+
+
+def quantized():
+    node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], name="quantize")
+    scale = numpy_helper.from_array(np.array(0.1, np.float32), "s")
+    save("q.onnx", [node], [scale], output=TensorProto.UINT8)
+
+
+def save(name, nodes, weights=(), inputs=("x",), output=TensorProto.FLOAT, opset=13):
+    """A model of the given nodes, from 4-axis inputs to y."""
+    shape = ["N", 1, 8, 8]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(i, TensorProto.FLOAT, shape) for i in inputs],
+        [helper.make_tensor_value_info("y", output, None)],
+        weights,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    Path(name).write_bytes(proto.SerializeToString())
+
+
+def weightless():
+    save("weightless.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+
+
+def two_inputs():
+    nodes = [
+        helper.make_node("Add", ["x", "z"], ["a"]),
+        helper.make_node("Conv", ["a", "w"], ["y"]),
+    ]
+    weight = numpy_helper.from_array(np.ones((2, 1, 1, 1), np.float32), "w")
+    save("two.onnx", nodes, [weight], inputs=("x", "z"))
+
+
+def unraisable():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ThresholdedRelu", ["a"], ["y"], alpha=1.0),
+    ]
+    weight = numpy_helper.from_array(np.ones((2, 1, 1, 1), np.float32), "w")
+    save("old.onnx", nodes, [weight], opset=9)
+
+
+def unknown_operator():
+    save("unknown.onnx", [helper.make_node("Fancy", ["x"], ["y"])])
+
+
+def not_a_number():
+    proto = onnx.load("model.onnx")
+    weight = next(t for t in proto.graph.initializer if len(t.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[3] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(proto, "nan.onnx")
+
+
+def external(keep):
+    def prepare():
+        proto = onnx.load("model.onnx")
+        onnx.save(proto, "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+        data = Path("e.data").read_bytes()
+        Path("e.data").unlink()
+        if keep:
+            Path("e.data").write_bytes(data[:keep])
+
+    return prepare
+
+
+def empty_folder():
+    Path("empty").mkdir()
+
+
+def unreadable_images():
+    Path("broken").mkdir()
+    for name in ("a.png", "b.jpg"):
+        Path("broken", name).write_bytes(b"no image")
+
+
+def short_labels():
+    lines = Path("labels.csv").read_text(encoding="utf-8").splitlines()
+    Path("short.csv").write_text("\n".join(lines[1:]), encoding="utf-8")
+
+
+def zipped():
+    arrays("torn.npz", image=images(8, 1, 8, 8))()
+    Path("torn.npz").write_bytes(Path("torn.npz").read_bytes()[:100])
+
+
+def converted():
+    shutil.copy("model.onnx", "model.w8af.onnx")
+
+
+TENSORS = "--calib calib.npz"
+GRAY = "--calib images --preprocess gray.toml"
+STEP = '[[pass]]\nname = "{}"\n'
+
+BAD = {
+    # the model
+    "no such model": Bad("convert gone.onnx", INPUT, "gone.onnx: no such file"),
+    "a folder as model": Bad("convert images", INPUT, "images: no such file"),
+    "an empty file": Bad("convert m.onnx", INPUT, "not an ONNX model", write("m.onnx", b"")),
+    "a truncated model": Bad("convert half.onnx", INPUT, "truncated", truncated),
+    "a text file": Bad("convert labels.csv", INPUT, "not an ONNX model"),
+    "a quantized model": Bad("convert q.onnx", INPUT, "is quantized already", quantized),
+    "nothing to quantize": Bad(
+        "convert weightless.onnx", INPUT, "no Conv, ConvTranspose, Gemm or MatMul", weightless
+    ),
+    "a NaN among the weights": Bad("convert nan.onnx", INPUT, "1 NaN or infinite", not_a_number),
+    "an opset that cannot be raised": Bad(
+        "convert old.onnx", INPUT, "opset 9 cannot be raised to 13", unraisable
+    ),
+    "an operator nobody knows": Bad(
+        "convert unknown.onnx --calib calib.npz", INPUT, "Fancy", unknown_operator
+    ),
+    "external data missing": Bad("convert e.onnx", INPUT, "e.data is missing", external(0)),
+    "external data truncated": Bad("convert e.onnx", INPUT, "e.data is truncated", external(9)),
+    # flags
+    "no model": Bad("convert", USAGE, "Missing argument 'MODEL'"),
+    "no such command": Bad("quantize model.onnx", USAGE, "No such command 'quantize'"),
+    "no such flag": Bad("convert model.onnx --bit 4", USAGE, "No such option '?--bit"),
+    "too many bits": Bad("convert model.onnx --bits 9", USAGE, "9 is not in the range"),
+    "bits that are no number": Bad("convert model.onnx --bits four", USAGE, "'four' is not"),
+    "activation bits that are no number": Bad(
+        "convert model.onnx --act-bits x", USAGE, "'--act-bits': 'x'"
+    ),
+    "too few activation bits": Bad(
+        "convert model.onnx --act-bits 1", USAGE, "1 is not in the range"
+    ),
+    "activations without data": Bad(
+        "convert model.onnx --act-bits 8", USAGE, "need calibration data: give --calib"
+    ),
+    "no samples": Bad(f"convert model.onnx {TENSORS} --calib-size 0", USAGE, "'--calib-size'"),
+    "a negative seed": Bad(f"convert model.onnx {TENSORS} --seed -1", USAGE, "'--seed'"),
+    "a gate and nothing to measure": Bad(
+        "convert model.onnx --max-drop 1", USAGE, "--max-drop needs --validate"
+    ),
+    "nothing left alone": Bad(
+        "convert model.onnx --keep-float /head/gem", USAGE, "did you mean /head/Gemm"
+    ),
+    "half a comparison": Bad("inspect model.onnx --data images", USAGE, "go together"),
+    "nothing to compare": Bad("bench model.onnx", USAGE, "Missing argument 'QUANTIZED"),
+    # where results go
+    "the input as output": Bad(
+        "convert model.onnx -o model.onnx --force", USAGE, "the input is never overwritten"
+    ),
+    "an output that exists": Bad("convert model.onnx", USAGE, "--force replaces it", converted),
+    "an output without a folder": Bad("convert model.onnx -o gone/m.onnx", USAGE, "does not exist"),
+    "a folder as output": Bad("convert model.onnx -o images", USAGE, "is a folder"),
+    "figures without a folder": Bad(
+        "convert model.onnx --json gone/out.json", USAGE, "does not exist"
+    ),
+    "figures over a model": Bad("bench model.onnx --json model.onnx model.onnx", USAGE, ".json"),
+    # data
+    "no such data": Bad("convert model.onnx --calib gone", INPUT, "no such file or folder"),
+    "data of another kind": Bad(
+        "convert model.onnx --calib labels.csv", INPUT, "not a folder, .npz or .npy"
+    ),
+    "an empty folder": Bad(
+        "convert model.onnx --calib empty", INPUT, "no images in it", empty_folder
+    ),
+    "images that cannot be read": Bad(
+        "convert model.onnx --calib broken --preprocess gray.toml",
+        INPUT,
+        "none of its images can be read",
+        unreadable_images,
+    ),
+    "arrays of another name": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "no array named image",
+        arrays("other.npz", x=images(8, 1, 8, 8)),
+    ),
+    "arrays of another shape": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "the data are \\[1, 3, 8, 8\\]",
+        arrays("other.npz", image=images(8, 3, 8, 8)),
+    ),
+    "arrays that are empty": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "empty",
+        arrays("other.npz", image=images(0, 1, 8, 8)),
+    ),
+    "arrays of words": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "other.npz",
+        arrays("other.npz", image=np.array(["a", "b"])),
+    ),
+    "an .npz that is no archive": Bad(
+        "convert model.onnx --calib text.npz", INPUT, "not a readable", write("text.npz", b"no")
+    ),
+    "an .npz that is torn": Bad(
+        "convert model.onnx --calib torn.npz", INPUT, "not a readable .npz", zipped
+    ),
+    "images of another size": Bad(
+        "convert model.onnx --calib images --preprocess big.toml",
+        INPUT,
+        "input image takes",
+        write("big.toml", b'color = "gray"\nresize = [9, 9]\n'),
+    ),
+    "images in color": Bad(
+        "convert model.onnx --calib images --preprocess unit", INPUT, "input image takes"
+    ),
+    "a folder for two inputs": Bad(
+        "convert two.onnx --calib images", INPUT, "the model has x, z: give an .npz", two_inputs
+    ),
+    "validation data of another shape": Bad(
+        f"convert model.onnx {TENSORS} --validate other.npz",
+        INPUT,
+        "the data are",
+        arrays("other.npz", image=images(8, 3, 8, 8)),
+    ),
+    "validation images that cannot be read": Bad(
+        f"convert model.onnx {TENSORS} --validate broken --preprocess gray.toml",
+        INPUT,
+        "none of its images can be read",
+        unreadable_images,
+    ),
+    "an image without a label": Bad(
+        f"convert model.onnx {GRAY} --validate flat --labels short.csv",
+        INPUT,
+        "1 images have no class in it, first 0.png",
+        short_labels,
+    ),
+    "too few labels": Bad(
+        f"convert model.onnx {TENSORS} --validate other.npz",
+        INPUT,
+        "labels",
+        arrays("other.npz", image=images(8, 1, 8, 8), labels=np.zeros(5, int)),
+    ),
+    "no such labels": Bad(
+        f"convert model.onnx {GRAY} --validate flat --labels gone.csv", INPUT, "gone.csv"
+    ),
+    "models that are strangers": Bad(
+        "validate model.onnx two.onnx --data calib.npz", INPUT, "different inputs", two_inputs
+    ),
+    # preprocessing
+    "no such preset": Bad(
+        "convert model.onnx --calib images --preprocess imagnet", INPUT, "presets imagenet"
+    ),
+    "preprocessing that is no TOML": Bad(
+        "convert model.onnx --calib images --preprocess p.toml",
+        INPUT,
+        "not a preprocessing file",
+        write("p.toml", b"color = "),
+    ),
+    "preprocessing with a strange key": Bad(
+        "convert model.onnx --calib images --preprocess p.toml",
+        INPUT,
+        "p.toml: colour",
+        write("p.toml", b'colour = "gray"'),
+    ),
+    "preprocessing that divides by nothing": Bad(
+        "convert model.onnx --calib images --preprocess p.toml",
+        INPUT,
+        "must not be zero",
+        write("p.toml", b'color = "gray"\nstd = [0]'),
+    ),
+    # recipes
+    "no such recipe": Bad(
+        "convert model.onnx --recipe vanila", USAGE, "did you mean vanilla"
+    ),
+    "no such recipe file": Bad("convert model.onnx --recipe gone.toml", INPUT, "gone.toml"),
+    "a recipe that is no TOML": Bad(
+        "convert model.onnx --recipe r.toml", INPUT, "not a readable TOML", write("r.toml", b"[[")
+    ),
+    "a recipe with a misspelt pass": Bad(
+        "convert model.onnx --recipe r.toml",
+        USAGE,
+        "did you mean quantize-weights",
+        write("r.toml", STEP.format("quantise-weights").encode()),
+    ),
+    "a recipe with a strange option": Bad(
+        "convert model.onnx --recipe r.toml",
+        USAGE,
+        "quantize-weights has no option bit; did you mean bits",
+        write("r.toml", STEP.format("quantize-weights").encode() + b"bit = 4"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_an_exit_code_and_no_trace(kind, here, onnxq):
+    bad = BAD[kind]
+    bad.prepare()
+    before = {f: f.read_bytes() for f in here.rglob("*") if f.is_file()}
+    result = onnxq(*bad.command.split())
+    after = {f: f.read_bytes() for f in here.rglob("*") if f.is_file()}
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("onnxq: ")
+    assert re.search(bad.said, line), line
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert result.exit_code == bad.code
+    assert after == before

@@ -1,0 +1,120 @@
+"""Real models on real images: coverage, accuracy, size. They lie beside a checkout, not in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onnxq
+from onnxq.data import open_samples
+from onnxq.evaluate import compare
+from onnxq.preprocess import read
+from onnxq.runtime import Session
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+RESNET = SHARED / "models" / "resnet20_cifar10.onnx"
+DETECTOR = SHARED / "models" / "version-RFB-320.onnx"
+SIDECAR = SHARED / "models" / "version-RFB-320.preprocess.toml"
+CALIB = SHARED / "data" / "cifar10" / "calib"
+VAL = SHARED / "data" / "cifar10" / "val"
+PHOTOS = SHARED / "data" / "photos"
+
+pytestmark = pytest.mark.skipif(
+    not (RESNET.exists() and VAL.exists()), reason="the shared models and images are not here"
+)
+
+
+@pytest.mark.slow
+def test_resnet20_at_8_bits_is_as_accurate_as_float(tmp_path: Path) -> None:
+    report = onnxq.convert(
+        RESNET, tmp_path / "q.onnx", calib=CALIB, calib_size=512, validate=VAL, max_drop=0.2
+    )
+    found = report.validation
+    assert found is not None
+    assert found.samples == 5000
+    assert found.float_top1 is not None
+    assert found.agreement is not None
+    assert 88.0 < found.float_top1.percent < 89.5
+    assert found.drop is not None
+    assert found.drop <= 0.2
+    assert found.agreement.percent >= 98.0
+    assert report.exit_code == 0
+    assert (len(report.kernels.integer), report.kernels.floating) == (20, [])
+    assert report.bytes <= 0.31 * report.float_bytes
+    assert not report.warnings
+
+
+@pytest.mark.slow
+def test_resnet20_at_4_bits_gains_from_outlier_aware_ranges_per_tensor(tmp_path: Path) -> None:
+    drops = {}
+    for oaq in (False, True):
+        report = onnxq.convert(
+            RESNET,
+            tmp_path / f"{oaq}.onnx",
+            bits=4,
+            per_tensor=True,
+            oaq=oaq,
+            calib=CALIB,
+            calib_size=512,
+            validate=VAL,
+        )
+        assert len(report.kernels.integer) == 20
+        assert report.bytes <= 0.19 * report.float_bytes
+        assert report.validation is not None
+        drops[oaq] = report.validation.drop
+    assert drops[True] is not None
+    assert drops[False] is not None
+    assert drops[True] < drops[False] - 3.0
+
+
+def test_resnet20_at_4_bits_per_channel_fits_in_a_fifth(tmp_path: Path) -> None:
+    report = onnxq.convert(RESNET, tmp_path / "q.onnx", bits=4, calib=CALIB, calib_size=64)
+    assert report.bytes <= 0.19 * report.float_bytes
+    assert len(report.kernels.integer) == 20
+    assert report.fidelity is not None
+    assert report.fidelity.outputs["logits"].sqnr >= 12.0
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 42.0), (4, 26.0)])
+def test_the_detector_converts_as_it_was_exported(tmp_path: Path, bits: int, least: float) -> None:
+    report = onnxq.convert(DETECTOR, tmp_path / "q.onnx", bits=bits, calib=PHOTOS)
+    assert (len(report.kernels.integer), report.kernels.floating) == (52, [])
+    assert len(report.outcomes["fold-batchnorm"].edits) == 35
+    assert f"opset raised from 9 to {21 if bits == 4 else 13}" in report.notes
+    assert report.difference is not None
+    assert report.difference < 1e-5
+    samples = open_samples(
+        PHOTOS,
+        Session(DETECTOR).inputs,
+        read(SIDECAR),
+    )
+    found = compare(Session(DETECTOR), Session(tmp_path / "q.onnx"), samples)
+    assert found.samples == 128
+    assert {name: f.sqnr >= least for name, f in found.outputs.items()} == {
+        "scores": True,
+        "boxes": True,
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    def converted(name: str, seed: int) -> bytes:
+        onnxq.convert(RESNET, tmp_path / name, calib=CALIB, calib_size=32, seed=seed)
+        return (tmp_path / name).read_bytes()
+
+    assert converted("a.onnx", 0) == converted("b.onnx", 0)
+    assert converted("a2.onnx", 0) != converted("c.onnx", 1)
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        code = (
+            "import onnxq, resource, sys\n"
+            f"onnxq.convert({str(RESNET)!r}, {str(tmp_path / 'm.onnx')!r}, calib={str(CALIB)!r}, "
+            f"calib_size={count}, recipe='mse', force=True)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        return int(subprocess.check_output([sys.executable, "-c", code], text=True))
+
+    assert peak(1024) <= 1.1 * peak(64)

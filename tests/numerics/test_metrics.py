@@ -1,0 +1,115 @@
+"""Measures of closeness are what their formulas say, however the data arrive."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from onnxq.numerics.metrics import Fidelity, kl_divergence, log_probabilities, wilson_interval
+
+
+def fidelity(*pairs: tuple[np.ndarray, np.ndarray]) -> Fidelity:
+    found = Fidelity()
+    for reference, x in pairs:
+        found.update(reference, x)
+    return found
+
+
+def noisy(shape: tuple[int, ...], noise: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal(shape).astype(np.float32)
+    return reference, reference + np.float32(noise) * rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 0.1, 10.0])
+def test_fidelity_is_its_formula_in_one_go_or_streamed(noise: float) -> None:
+    reference, x = noisy((64, 7, 11), noise)
+    r, q = reference.astype(np.float64).ravel(), x.astype(np.float64).ravel()
+    sqnr = 10 * np.log10((r @ r) / ((r - q) @ (r - q)))
+    cosine = (r @ q) / np.sqrt((r @ r) * (q @ q))
+    once = fidelity((reference, x))
+    streamed = fidelity(*((reference[i : i + 5], x[i : i + 5]) for i in range(0, 64, 5)))
+    assert streamed.sqnr == pytest.approx(once.sqnr, rel=1e-6)
+    assert streamed.cosine == pytest.approx(once.cosine, rel=1e-6)
+    assert once.sqnr == pytest.approx(sqnr, abs=1e-3)
+    assert once.cosine == pytest.approx(cosine, rel=1e-6)
+
+
+def test_equal_arrays_have_no_noise() -> None:
+    x, _ = noisy((10,), 0)
+    assert fidelity((x, x)).sqnr == math.inf
+    assert fidelity((x, x)).cosine == pytest.approx(1, rel=1e-12)
+
+
+def test_silence() -> None:
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert fidelity((zeros, zeros)).sqnr == math.inf
+    assert fidelity((zeros, zeros)).cosine == 1
+    assert fidelity((zeros, ones)).sqnr == -math.inf
+    assert fidelity((zeros, ones)).cosine == fidelity((ones, zeros)).cosine == 0
+
+
+@pytest.mark.parametrize(("factor", "decibels"), [(0.9, 20.0), (2.0, 0.0), (0.0, 0.0)])
+def test_sqnr_of_a_wrong_factor(factor: float, decibels: float) -> None:
+    x = np.arange(1, 9, dtype=np.float64)
+    assert fidelity((x, factor * x)).sqnr == pytest.approx(decibels, abs=1e-9)
+
+
+logits = hnp.arrays(np.float32, (5, 4), elements=st.floats(-8, 8, width=32))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z.astype(np.float64))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@given(logits)
+def test_log_probabilities_take_logits_and_probabilities(z: np.ndarray) -> None:
+    p = softmax(z)
+    np.testing.assert_allclose(log_probabilities(p), np.log(p), rtol=1e-12)
+    # Rows that happen to be distributions are read as such.
+    if not ((z >= 0).all() and np.allclose(z.sum(axis=-1), 1, atol=1e-3)):
+        np.testing.assert_allclose(log_probabilities(z), np.log(p), rtol=1e-9, atol=1e-12)
+
+
+@given(logits, logits)
+def test_kl_divergence_is_its_formula(z: np.ndarray, other: np.ndarray) -> None:
+    p, q = softmax(z), softmax(other)
+    expected = (p * np.log(p / q)).sum(axis=-1)
+    np.testing.assert_allclose(kl_divergence(p, q), expected, atol=1e-9)
+    np.testing.assert_allclose(kl_divergence(p, p), 0, atol=1e-12)
+    assert (kl_divergence(p, q) >= -1e-12).all()
+
+
+def test_kl_divergence_survives_certainty() -> None:
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.isfinite(kl_divergence(sure, sure[::-1])).all()
+    huge = np.array([[1e4, -1e4]], np.float32)
+    np.testing.assert_allclose(kl_divergence(huge, huge), 0)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [
+        (9, 10, 0.5958, 0.9821),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+        (1, 1, 0.2065, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval(hits: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_wilson_interval_holds_the_rate(n: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, n))
+    low, high = wilson_interval(hits, n)
+    assert 0 <= low <= hits / n + 1e-12
+    assert hits / n - 1e-12 <= high <= 1
+    assert low < high

@@ -1,0 +1,319 @@
+"""Random graphs through the whole conversion: what holds for every model holds for these."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxq.numerics.metrics import Fidelity
+from tests.graphs import feeds, quantize, run
+
+# The optimised graph may round a tie the other way, and a code that flips early moves later ones.
+# Measured: 99 of 100 graphs agree to 100 dB. Requantized or misread tensors are below 30 dB.
+SAME = 40.0
+
+
+class Net:
+    """A graph under construction whose shapes are known at every step."""
+
+    def __init__(self, draw, opset):
+        self.draw = draw
+        self.opset = opset
+        self.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+        shape = draw(
+            st.sampled_from([[1, 3, 8, 8], [2, 4, 6, 7], [1, 8, 5, 5], [4, 12], [2, 5, 8]])
+        )
+        self.shapes = {"x": shape}
+        self.nodes, self.weights = [], []
+
+    def constant(self, values, dtype=np.float32):
+        name = f"k{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def normal(self, *shape, gain=1.0):
+        values = self.rng.standard_normal(shape) * gain
+        if values.ndim > 1 and self.draw(st.integers(0, 3)) == 0:
+            values[:, 0] *= 30.0  # an outlier channel shows up a weight that was requantized
+        return self.constant(values)
+
+    def add(self, op, *inputs, **attrs):
+        """Append a node if its result is a plain, not too large tensor."""
+        name = f"t{len(self.nodes)}"
+        node = helper.make_node(op, inputs, [name], f"n{len(self.nodes)}_{op}", **attrs)
+        graph = self.proto([*self.nodes, node], []).graph
+        info = onnx.shape_inference.infer_shapes(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)]),
+            strict_mode=True, data_prop=True,
+        )  # fmt: skip
+        found = next(v for v in info.graph.value_info if v.name == name)
+        shape = [d.dim_value for d in found.type.tensor_type.shape.dim]
+        if min(shape) > 0 and np.prod(shape) <= 4096:
+            self.nodes.append(node)
+            self.shapes[name] = shape
+
+    def proto(self, nodes, outputs):
+        def infos(names):
+            return [
+                helper.make_tensor_value_info(n, TensorProto.FLOAT, self.shapes[n]) for n in names
+            ]
+
+        graph = helper.make_graph(nodes, "net", infos(["x"]), infos(outputs), self.weights)
+        opsets = [helper.make_opsetid("", self.opset)]
+        return helper.make_model(graph, ir_version=10, opset_imports=opsets)
+
+    def pick(self, *ranks):
+        """A tensor of one of these ranks, likely a late one; None if there is none."""
+        fitting = [n for n, shape in self.shapes.items() if not ranks or len(shape) in ranks]
+        late = fitting[-3:]
+        return self.draw(st.sampled_from([*late, *late[-1:]])) if late else None
+
+    # -- one method for each kind of node ----------------------------------------------------------
+
+    def conv(self, op="Conv"):
+        x = self.pick(4)
+        if x is None:
+            return
+        c = self.shapes[x][1]
+        group = self.draw(st.sampled_from([g for g in (1, 2, c) if c % g == 0]))
+        out = self.draw(st.sampled_from([group, 2 * group] if group > 2 else [2, 4, 6]))
+        k = min(self.draw(st.sampled_from([1, 2, 3])), *self.shapes[x][2:])
+        shape = (out, c // group, k, k) if op == "Conv" else (c, out // group, k, k)
+        inputs = [x, self.normal(*shape, gain=(c // group * k * k) ** -0.5)]
+        if self.draw(st.booleans()):
+            inputs.append(self.normal(out))
+        stride = self.draw(st.sampled_from([1, 1, 2]))
+        pads = self.draw(st.lists(st.integers(0, 1), min_size=4, max_size=4))
+        padding = {"pads": pads} if self.draw(st.booleans()) else {"auto_pad": "SAME_UPPER"}
+        self.add(op, *inputs, group=group, strides=[stride, stride], **padding)
+
+    def deconv(self):
+        self.conv("ConvTranspose")
+
+    def gemm(self):
+        x = self.pick(2)
+        if x is None:
+            return
+        (_, c), n = self.shapes[x], self.draw(st.integers(1, 6))
+        flipped = self.draw(st.booleans())
+        inputs = [x, self.normal(*((n, c) if flipped else (c, n)), gain=c**-0.5)]
+        if (
+            bias := self.draw(st.sampled_from([None, (n,), (1, n), (1,), (self.shapes[x][0], 1)]))
+        ) is not None:
+            inputs.append(self.normal(*bias))
+        factors = {"alpha": 0.5, "beta": 2.0} if self.draw(st.integers(0, 3)) == 0 else {}
+        self.add("Gemm", *inputs, transB=int(flipped), **factors)
+
+    def matmul(self):
+        x = self.pick(2, 3, 4)
+        if x is None:
+            return
+        c, n = self.shapes[x][-1], self.draw(st.integers(1, 6))
+        self.add("MatMul", x, self.normal(c, n, gain=c**-0.5))
+        if (bias := self.draw(st.sampled_from([None, (n,), (1, n), (1, 1, n)]))) is not None:
+            self.add("Add", list(self.shapes)[-1], self.normal(*bias))
+
+    def left_matmul(self):
+        x = self.pick(2, 3)
+        if x is None:
+            return
+        c, n = self.shapes[x][-2], self.draw(st.integers(1, 6))
+        self.add("MatMul", self.normal(n, c, gain=c**-0.5), x)
+
+    def attention(self):
+        x = self.pick(2, 3)
+        if x is None:
+            return
+        axes = list(range(len(self.shapes[x])))
+        self.add("Transpose", x, perm=[*axes[:-2], axes[-1], axes[-2]])
+        self.add("MatMul", x, list(self.shapes)[-1])
+
+    def binary(self):
+        x = self.pick()
+        op = self.draw(st.sampled_from(["Add", "Mul"]))
+        shape = self.shapes[x]
+        same = [n for n, s in self.shapes.items() if s == shape]
+        kind = self.draw(st.integers(0, 3))
+        if kind == 0:
+            self.add(op, x, self.constant(self.draw(st.sampled_from([0.5, -2.0, 0.0, 3.0]))))
+        elif kind == 1:
+            self.add(op, self.normal(1, shape[1], *[1] * (len(shape) - 2)), x)
+        else:
+            self.add(op, x, self.draw(st.sampled_from(same)))
+
+    def concat(self):
+        x = self.pick()
+        shape = self.shapes[x]
+        axis = self.draw(st.integers(-1, len(shape) - 1))
+        fitting = [
+            n
+            for n, s in self.shapes.items()
+            if len(s) == len(shape)
+            and all(a == b for i, (a, b) in enumerate(zip(s, shape, strict=True))
+                    if i != axis % len(shape))
+        ]  # fmt: skip
+        others = self.draw(st.lists(st.sampled_from(fitting), min_size=1, max_size=2))
+        self.add("Concat", x, *others, axis=axis)
+
+    def pool(self):
+        x = self.pick(4)
+        if x is None:
+            return
+        op = self.draw(st.sampled_from(["MaxPool", "AveragePool", "GlobalAveragePool"]))
+        attrs = {}
+        if op != "GlobalAveragePool":
+            attrs["kernel_shape"] = [2, self.draw(st.integers(1, 3))]
+            attrs["strides"] = [self.draw(st.integers(1, 2))] * 2
+            if attrs["kernel_shape"][1] > 1 and self.draw(st.booleans()):
+                attrs["ceil_mode"] = 1  # onnxruntime infers wrong shapes for strides beyond kernels
+            if min(attrs["kernel_shape"]) > 1 and self.draw(st.booleans()):
+                attrs["pads"] = [1, 1, 1, 1]
+        if op == "AveragePool" and self.draw(st.booleans()):
+            attrs["count_include_pad"] = 1
+        if min(self.shapes[x][2:]) > 2:
+            self.add(op, x, **attrs)
+
+    def activation(self):
+        op = self.draw(st.sampled_from(["Relu", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Softmax"]))
+        x, bounds, attrs = self.pick(), [], {}
+        if op == "Clip":
+            lo, hi = self.draw(st.sampled_from([(0, 6), (-1, 1), (0.25, 2), (None, 1), (0, None)]))
+            bounds = ["" if end is None else self.constant(end) for end in (lo, hi)]
+        if op == "LeakyRelu":
+            attrs["alpha"] = self.draw(st.sampled_from([0.01, 0.25, 2.0]))
+        self.add(op, x, *bounds, **attrs)
+
+    def function(self):
+        kinds = ["Identity", "Dropout", "Tanh", "Elu", "HardSigmoid", "Neg", "Abs", "ReduceMax"]
+        op = self.draw(st.sampled_from([*kinds, "HardSwish"] if self.opset >= 14 else kinds))
+        self.add(op, self.pick())
+
+    def mean(self):
+        x = self.pick(4)
+        if x is not None and self.opset >= 18:
+            axes = self.constant([2, 3], np.int64)
+            self.add("ReduceMean", x, axes, keepdims=int(self.draw(st.booleans())))
+
+    def norm(self):
+        x = self.pick(2, 4)
+        if x is None:
+            return
+        c = self.shapes[x][1]
+        shift = self.constant(np.zeros(c)) if self.draw(st.booleans()) else self.normal(c)
+        spread = self.constant(self.rng.uniform(0.5, 2.0, c))
+        self.add("BatchNormalization", x, self.normal(c), shift, self.normal(c), spread)
+
+    def resize(self):
+        x = self.pick(4)
+        if x is None:
+            return
+        mode = self.draw(st.sampled_from(["nearest", "linear"]))
+        where = self.draw(st.sampled_from(["asymmetric", "half_pixel"]))
+        scales = self.constant([1, 1, *self.draw(st.sampled_from([(2, 2), (1.5, 1), (0.5, 2)]))])
+        self.add("Resize", x, "", scales, mode=mode, coordinate_transformation_mode=where)
+
+    def rearrange(self):
+        x = self.pick()
+        shape = self.shapes[x]
+        kinds = ["Reshape", "Transpose", "Pad", "Slice", "Flatten", "Unsqueeze", "Gather", "Tile",
+                 "DepthToSpace", "Squeeze"]  # fmt: skip
+        kind = self.draw(st.sampled_from(kinds))
+        if kind == "Reshape":
+            short = [[shape[0], -1], [-1, shape[-1]], [shape[0], shape[1], -1]]
+            target = self.draw(st.sampled_from(short))
+            self.add(kind, x, self.constant(target, np.int64))
+        elif kind == "Transpose":
+            self.add(kind, x, perm=self.draw(st.permutations(range(len(shape)))))
+        elif kind == "Pad":
+            ends = self.draw(st.lists(st.integers(0, 1), min_size=2, max_size=2))
+            before, after = ([0] * (len(shape) - 1) + [end] for end in ends)
+            mode = self.draw(st.sampled_from(["constant", "edge"]))
+            self.add(kind, x, self.constant([*before, *after], np.int64), mode=mode)
+        elif kind == "Slice":
+            axis = self.draw(st.integers(0, len(shape) - 1))
+            start = self.draw(st.integers(0, shape[axis] - 1))
+            numbers = ([start], [shape[axis]], [axis], [self.draw(st.integers(1, 2))])
+            self.add(kind, x, *(self.constant(n, np.int64) for n in numbers))
+        elif kind == "Unsqueeze":
+            self.add(kind, x, self.constant([1], np.int64))
+        elif kind == "Gather":
+            axis = self.draw(st.integers(0, len(shape) - 1))
+            self.add(kind, x, self.constant([0, shape[axis] - 1], np.int64), axis=axis)
+        elif kind == "Tile":
+            self.add(kind, x, self.constant([1] * (len(shape) - 1) + [2], np.int64))
+        elif kind == "Flatten":
+            self.add(kind, x, axis=1)
+        elif kind == "Squeeze" and 1 in shape[1:]:
+            self.add(kind, x, self.constant([1 + shape[1:].index(1)], np.int64))
+        elif kind == "DepthToSpace" and len(shape) == 4 and shape[1] % 4 == 0:
+            self.add(kind, x, blocksize=2)
+
+
+LAYERS = ("conv", "conv", "conv", "deconv", "gemm", "gemm", "matmul", "matmul", "left_matmul")
+OTHERS = ("attention", "binary", "binary", "concat", "pool", "activation", "activation", "function",
+          "mean", "norm", "resize", "rearrange", "rearrange")  # fmt: skip
+
+
+@st.composite
+def models(draw):
+    net = Net(draw, draw(st.sampled_from([13, 17, 18, 21])))
+    while not net.nodes:
+        getattr(net, draw(st.sampled_from(LAYERS)))()
+    for _ in range(draw(st.integers(1, 7))):
+        getattr(net, draw(st.sampled_from(LAYERS + OTHERS)))()
+    read = {name for node in net.nodes for name in node.input}
+    ends = [name for name in net.shapes if name != "x" and name not in read]
+    if draw(st.integers(0, 4)) == 0:
+        ends.append(draw(st.sampled_from([n for n in net.shapes if n != "x"])))
+    return net.proto(net.nodes, list(dict.fromkeys(ends)))
+
+
+def sqnr(reference, x):
+    fidelity = Fidelity()
+    fidelity.update(reference, x)
+    return fidelity.sqnr
+
+
+def convert_and_check(folder, proto, bits, act_bits, kept):
+    onnx.checker.check_model(proto, full_check=True)
+    names = [node.name for node in proto.graph.node]
+    keep_float = tuple({names[i % len(names)] for i in kept} - {names[0]})
+    report, file = quantize(
+        proto, folder, bits=bits, act_bits=act_bits, keep_float=keep_float,
+    )  # fmt: skip
+    written = onnx.load(file)
+    onnx.checker.check_model(written, full_check=True)
+    values = feeds(proto, seed=1)
+    fast, plain = run(written, values), run(written, values, optimize=False)
+    for name, truth in plain.items():
+        assert np.isfinite(fast[name]).all()
+        assert truth.shape == fast[name].shape
+        assert sqnr(truth, fast[name]) >= SAME, name
+    for name in report.kernels.floating:
+        assert "fuse" not in report.why_float[name], name
+
+
+CASES = dict(
+    proto=models(),
+    bits=st.integers(2, 8),
+    act_bits=st.one_of(st.just(8), st.integers(2, 8), st.just("float")),
+    kept=st.lists(st.integers(0, 9), max_size=2),
+)
+FIXED = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@given(**CASES)
+@settings(FIXED, max_examples=60)
+def test_random_graph_converts_and_means_the_same_optimised(tmp_path_factory, **case):
+    convert_and_check(tmp_path_factory.mktemp("graph"), **case)
+
+
+@pytest.mark.slow
+@given(**CASES)
+@settings(FIXED, max_examples=400)
+def test_many_random_graphs_convert_and_mean_the_same_optimised(tmp_path_factory, **case):
+    convert_and_check(tmp_path_factory.mktemp("graph"), **case)

@@ -1,0 +1,161 @@
+import json
+import tomllib
+
+import pytest
+import tomli_w
+
+from onnxq import UsageError
+from onnxq.conversion import plan
+from onnxq.errors import InputError
+from onnxq.pipeline import REGISTRY
+from onnxq.recipes import NAMED, Recipe, build
+
+RECIPES = {
+    "default": build(),
+    "narrow": build(bits=2, act_bits=3, act_range="percentile"),
+    "weights only": build(bits=4, act_bits="float", per_channel=False),
+    "with nodes left alone": build(keep_float=("head*", "*/stem")),
+    **{name: build(**changes) for name, (_, changes) in NAMED.items()},
+    "every pass": Recipe(passes=tuple(kind() for kind in REGISTRY.values())),
+}
+
+
+def recipe(name):
+    return RECIPES[name]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_toml_and_json(name, tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe(name).to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(file) == recipe(name)
+    assert Recipe.from_dict(json.loads(recipe(name).to_json())) == recipe(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_file_spells_out_every_option(name):
+    for step in tomllib.loads(recipe(name).to_toml())["pass"]:
+        assert set(step) == {"name", *REGISTRY[step["name"]].model_fields}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_exact_passes_and_then_its_lossy_ones(name):
+    chosen = recipe(name)
+    assert sorted(p.name for p in (*chosen.exact, *chosen.lossy)) == sorted(
+        p.name for p in chosen.passes
+    )
+    assert all(p.exact for p in chosen.exact)
+    assert not any(p.exact for p in chosen.lossy)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "every pass"])
+def test_flags_and_names_build_exact_passes_first(name):
+    chosen = recipe(name)
+    assert chosen.passes == (*chosen.exact, *chosen.lossy)
+    assert chosen.passes[-1].name == "insert-qdq"
+
+
+@pytest.mark.parametrize(
+    ("flags", "label"),
+    [
+        ({}, "w8a8"),
+        ({"bits": 4}, "w4a8"),
+        ({"bits": 2, "act_bits": 5}, "w2a5"),
+        ({"bits": 4, "act_bits": "float"}, "w4af"),
+    ],
+)
+def test_the_label_names_the_widths(flags, label):
+    assert build(**flags).label == label
+
+
+def option(chosen, name, key):
+    return next(p.options() for p in chosen.passes if p.name == name)[key]
+
+
+def test_flags_reach_the_passes():
+    chosen = plan(bits=3, act_bits=5, oaq=True, per_tensor=True, calibrated=True)
+    assert option(chosen, "quantize-weights", "bits") == 3
+    assert option(chosen, "quantize-weights", "per_channel") is False
+    assert option(chosen, "quantize-weights", "range") == "oaq"
+    assert option(chosen, "quantize-activations", "bits") == 5
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_recipe_takes_the_widths_of_the_flags(name):
+    chosen = plan(name, bits=4, act_bits=6, calibrated=True)
+    assert chosen.label == "w4a6"
+
+
+def test_the_widths_of_a_recipe_replace_the_flags():
+    assert plan(build(bits=4, act_bits="float"), bits=8, calibrated=True).label == "w4af"
+
+
+def test_activations_are_quantized_where_there_are_data():
+    assert plan(calibrated=True).act_bits == 8
+    assert plan(calibrated=False).act_bits == "float"
+    with pytest.raises(UsageError, match="need calibration data"):
+        plan(act_bits=8, calibrated=False)
+    with pytest.raises(UsageError, match="need calibration data"):
+        plan(build(), calibrated=False)
+
+
+def test_nodes_left_alone_add_up():
+    chosen = plan(build(keep_float=("a",)), keep_float=("b",), calibrated=True)
+    assert chosen.keep_float == ("a", "b")
+
+
+def test_a_name_that_is_no_recipe_gets_the_nearest_one():
+    with pytest.raises(UsageError, match="did you mean vanilla"):
+        plan("vanila", calibrated=True)
+    with pytest.raises(UsageError, match="there are vanilla"):
+        plan("xyz", calibrated=True)
+
+
+@pytest.mark.parametrize("width", [{"bits": 1}, {"bits": 9}, {"act_bits": 9}, {"act_bits": 0}])
+def test_a_width_that_does_not_exist_is_refused(width):
+    with pytest.raises(UsageError, match=r"bits: .*(8|2)"):
+        plan(**width, calibrated=True)
+
+
+BAD = {
+    "misspelt pass": ({"pass": [{"name": "fold-batch-norm"}]}, "did you mean fold-batchnorm"),
+    "unheard-of pass": ({"pass": [{"name": "zzz"}]}, "there is no pass zzz; there are"),
+    "misspelt option": (
+        {"pass": [{"name": "quantize-weights", "bit": 4}]},
+        "has no option bit; did you mean bits",
+    ),
+    "option of another kind": (
+        {"pass": [{"name": "quantize-weights", "bits": "four"}]},
+        "quantize-weights: bits: .*integer",
+    ),
+    "option out of range": (
+        {"pass": [{"name": "quantize-weights", "bits": 9}]},
+        "quantize-weights: bits: .*less than or equal to 8",
+    ),
+    "pass without a name": ({"pass": [{"bits": 9}]}, "table with a name"),
+    "name that is no word": ({"pass": [{"name": ["x"]}]}, "table with a name"),
+    "pass that is no table": ({"pass": [3]}, "table with a name"),
+    "passes that are no list": ({"pass": 3}, "a list is wanted"),
+    "misspelt key": ({"passes": []}, "has the keys pass and keep_float, not passes"),
+    "no passes": ({}, "has the keys pass and keep_float"),
+    "globs that are no list": ({"pass": [], "keep_float": 3}, "keep_float: .*tuple"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_recipe_is_refused_in_one_line(kind, tmp_path):
+    values, complaint = BAD[kind]
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
+    with pytest.raises(UsageError, match=complaint) as error:
+        Recipe.from_toml(file)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"pass = [", b"\xff\xfe", None], ids=["torn", "bytes", "none"])
+def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
+    file = tmp_path / "recipe.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match="not a readable TOML file"):
+        Recipe.from_toml(file)
