@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxq.calibration import Progress as Callback
+from onnxq.calibration import silent
 from onnxq.errors import UsageError
 from onnxq.model import check_writable, replacing
 from onnxq.recipes import ActBits
@@ -70,15 +71,16 @@ def out() -> Console:
 def progress_bar() -> Iterator[Callback]:
     """A bar with an estimate on stderr, where that is a terminal; else nothing."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield silent
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, count: int, total: int | None) -> None:

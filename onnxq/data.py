@@ -293,8 +293,8 @@ def _open_arrays(
                 arrays = dict(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise CalibrationError(f"{path}: not a readable {path.suffix} file ({cause})") from cause
-    labels = arrays.pop("labels", None)
     names = [i.name for i in inputs]
+    labels = None if "labels" in names else arrays.pop("labels", None)
     missing = [name for name in names if name not in arrays]
     if missing:
         raise CalibrationError(
@@ -328,8 +328,8 @@ def _classes(root: Path, files: Sequence[Path], labels: str | Path) -> list[int]
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) >= 2]
-        known = {row[0]: int(row[1]) for row in rows if row[1].strip().isdigit()}
-    except (OSError, UnicodeDecodeError) as cause:
+        known = {row[0]: int(row[1]) for row in rows if row[1].strip().isdecimal()}
+    except (OSError, UnicodeDecodeError, csv.Error) as cause:
         raise InputError(f"{table}: cannot be read as CSV ({cause})") from cause
     names = [str(f.relative_to(root)) for f in files]
     unknown = [n for n in names if n not in known and Path(n).name not in known]

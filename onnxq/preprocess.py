@@ -31,7 +31,7 @@ class Preprocess(BaseModel):
         layout: Axis order of the tensor.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     resize: Annotated[int, Field(gt=0)] | Size | None = None
@@ -84,8 +84,9 @@ class Preprocess(BaseModel):
         filter_ = Image.Resampling[self.resample.upper()]
         size = (image.height, image.width)
         if isinstance(self.resize, int):
-            factor = self.resize / min(size)
-            size = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+            # Truncated, and the crop's corner rounded, as torchvision does.
+            short = min(size)
+            size = (self.resize * size[0] // short, self.resize * size[1] // short)
         elif self.resize is not None:
             size = self.resize
         elif self.adapts and fixed is not None:
@@ -93,7 +94,7 @@ class Preprocess(BaseModel):
         if size != (image.height, image.width):
             image = image.resize((size[1], size[0]), filter_)
         if self.crop is not None:
-            top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
+            top, left = (round((s - c) / 2) for s, c in zip(size, self.crop, strict=True))
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         pixels = np.asarray(image, np.float32).reshape(image.height, image.width, self.channels)
         if self.color == "bgr":

@@ -23,20 +23,20 @@ class CleanGraph(Pass):
         if model.nbytes > INLINE_LIMIT:
             outcome.skip("model", "too large to hand to the optimizer")
             return outcome
-        before = len(model.graph.nodes)
         # Imported late: it costs half a second, and commands that only read never need it.
         from onnxscript import optimizer
 
+        before = model.to_proto()
         try:
-            proto = optimizer.optimize(model.to_proto())
+            after = optimizer.optimize(before)
         except Exception as cause:
             outcome.skip("model", f"the optimizer gave up ({type(cause).__name__}: {cause})")
             return outcome
-        model.replace_by(proto)
-        model.tidy()
-        after = len(model.graph.nodes)
-        if after != before:
-            outcome.edit("model", f"{before} nodes became {after}")
+        was, now = ([node.op_type for node in p.graph.node] for p in (before, after))
+        if now != was:
+            model.replace_by(after)
+            model.tidy()
+            outcome.edit("model", f"{len(was)} nodes became {len(now)}")
         return outcome
 
 

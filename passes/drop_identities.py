@@ -19,7 +19,9 @@ class DropIdentities(Pass):
         """Edit the model and say what was done."""
         outcome = Outcome()
         for node in model.graph.nodes:
-            if not _hands_on(node) or any(t.outputs for t in node.outputs[1:]):
+            if not _hands_on(node) or any(
+                t.outputs or model.is_output(t) for t in node.outputs[1:]
+            ):
                 continue
             if model.bypass(node):
                 outcome.edit(node.name, f"{node.op} removed")

@@ -73,10 +73,17 @@ def _bias(layer: Layer) -> Floats | None:
     return np.broadcast_to(layer.bias.reshape(-1), layer.c_out).astype(np.float64)
 
 
+def _foldable(layer: Layer) -> bool:
+    """Whether a layer is W x + b and nothing else, with a place for b."""
+    factors = {layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)}
+    plain = layer.op != "MatMul" and layer.weight_index == 1 and factors == {1.0}
+    return plain and _bias(layer) is not None
+
+
 def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
     producer = norm.inputs[0].inputs[0] if norm.inputs[0].inputs else None
     layer = layer_of(producer) if producer is not None else None
-    if layer is None or layer.op == "MatMul" or layer.weight_index != 1 or _bias(layer) is None:
+    if layer is None or not _foldable(layer):
         return None
     return layer if model.single_consumer(layer.output) is norm else None
 
@@ -84,9 +91,7 @@ def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
 def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
     reader = model.single_consumer(norm.outputs[0])
     layer = layer_of(reader) if reader is not None else None
-    if layer is None or layer.op == "MatMul" or layer.weight_index != 1:
-        return None
-    if layer.data is not norm.outputs[0] or _bias(layer) is None:
+    if layer is None or not _foldable(layer) or layer.data is not norm.outputs[0]:
         return None
     if layer.op == "Gemm":
         return None if layer.node.attrs.get("transA", 0) else layer

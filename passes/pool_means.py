@@ -23,6 +23,9 @@ class PoolMeans(Pass):
         for node in means:
             source, result = node.inputs[0], node.outputs[0]
             axes = _axes(node)
+            if source.dtype is not None and source.dtype != np.float32:
+                outcome.skip(node.name, "it is not a mean of float32")
+                continue
             if axes is None or ranks.get(source.name) != 4 or {a % 4 for a in axes} != {2, 3}:
                 outcome.skip(node.name, "not known to be a mean over height and width alone")
                 continue

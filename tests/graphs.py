@@ -13,7 +13,10 @@ GAIN = 0.5
 
 
 def build(graph, *, opset=17, seed=0, ir=10, imports="", **weights):
-    """A model from the text of its graph; a weight is an array, or a shape to fill at random."""
+    """A model from the text of its graph; a weight is an array, or a shape to fill at random.
+
+    An output written as ``float[] y`` gets the shape that inference finds.
+    """
     header = f'<ir_version: {ir}, opset_import: ["" : {opset}{imports}]>'
     proto = onnx.parser.parse_model(f"{header} net {graph}")
     rng = np.random.default_rng(seed)
@@ -21,6 +24,9 @@ def build(graph, *, opset=17, seed=0, ir=10, imports="", **weights):
         if isinstance(value, tuple):
             value = (GAIN * rng.standard_normal(value)).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    outputs = onnx.shape_inference.infer_shapes(proto).graph.output
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
     return proto
 
 

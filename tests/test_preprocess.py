@@ -72,7 +72,7 @@ def test_color_layout_and_numbers(steps: dict[str, Any], expected: np.ndarray) -
         ({"resize": 12}, None, nearest(PIXELS, 12, 18)),
         ({"resize": (3, 5)}, None, nearest(PIXELS, 3, 5)),
         ({"crop": (4, 5)}, None, PIXELS[1:5, 2:7]),
-        ({"crop": (3, 4)}, None, PIXELS[1:4, 2:6]),
+        ({"crop": (3, 4)}, None, PIXELS[2:5, 2:6]),  # corners 1.5 and 2.5 both round to 2
         ({"crop": (8, 9)}, None, np.pad(PIXELS, ((1, 1), (0, 0), (0, 0)))),
         ({"resize": 12, "crop": (10, 12)}, None, nearest(PIXELS, 12, 18)[1:11, 3:15]),
         ({}, (2, 3), nearest(PIXELS, 2, 3)),

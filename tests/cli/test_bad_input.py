@@ -158,7 +158,7 @@ BAD = {
     # flags
     "no model": Bad("convert", USAGE, "Missing argument 'MODEL'"),
     "no such command": Bad("quantize model.onnx", USAGE, "No such command 'quantize'"),
-    "no such flag": Bad("convert model.onnx --bit 4", USAGE, "No such option '?--bit"),
+    "no such flag": Bad("convert model.onnx --bit 4", USAGE, "No such option:? '?--bit"),
     "too many bits": Bad("convert model.onnx --bits 9", USAGE, "9 is not in the range"),
     "bits that are no number": Bad("convert model.onnx --bits four", USAGE, "'four' is not"),
     "activation bits that are no number": Bad(

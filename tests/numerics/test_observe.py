@@ -4,7 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,6 +35,7 @@ def same(a: Histogram, b: Histogram) -> bool:
 
 
 @given(streams, st.randoms())
+@settings(deadline=None)
 def test_batching_and_order_leave_no_trace(stream: list[np.ndarray], random: Random) -> None:
     together = seen(np.concatenate([*stream, np.empty(0, np.float32)]))
     assert same(seen(*stream), together)
@@ -43,6 +44,7 @@ def test_batching_and_order_leave_no_trace(stream: list[np.ndarray], random: Ran
 
 
 @given(streams, streams)
+@settings(deadline=None)
 def test_merging_is_updating(a: list[np.ndarray], b: list[np.ndarray]) -> None:
     left, right = seen(*a), seen(*b)
     before = right.counts.copy()
