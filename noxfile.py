@@ -15,8 +15,10 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 def install(session, group):
     """The package as users get it, with a group of tools."""
-    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # or deleted modules come back
+    leftovers = ROOT / "build" / "lib"  # setuptools packs what it finds there, deleted or not
+    shutil.rmtree(leftovers, ignore_errors=True)
     session.install(".", *nox.project.dependency_groups(PYPROJECT, group))
+    shutil.rmtree(leftovers, ignore_errors=True)
 
 
 @nox.session

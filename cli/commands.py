@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.bench import Speed
+from onnxq.bench import bench as run_bench
 from onnxq.cli.main import main
 from onnxq.cli.options import (
     FILE,
@@ -17,20 +22,17 @@ from onnxq.cli.options import (
     progress_bar,
     write_json,
 )
-from rich.table import Table
-from rich.text import Text
-
-from onnxq.bench import Speed
-from onnxq.bench import bench as run_bench
 from onnxq.conversion import convert as run_convert
 from onnxq.conversion import plan, quantized_against
 from onnxq.conversion import validate as run_validate
 from onnxq.demo import demo as run_demo
+from onnxq.errors import UsageError
 from onnxq.inspect import LayerInfo
 from onnxq.inspect import inspect as run_inspect
 from onnxq.kernels import census
-from onnxq.model import file_size, load
+from onnxq.model import load
 from onnxq.pipeline import REGISTRY
+from onnxq.protos import file_size
 from onnxq.recipes import NAMED, Recipe
 from onnxq.report import comparison_dict, comparison_table, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
@@ -257,6 +259,8 @@ def recipes() -> int:
 def demo(output: Path | None, json_file: Path | None) -> int:
     """Quantize a small built-in CNN to 8 and 4 bits and compare. Needs no data and no network."""
     if output is not None:
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise UsageError(f"{output}: exists already; name a new or empty folder")
         output.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         reports, speeds = run_demo(output, progress)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from onnxq.calibration import Progress as Callback
 from onnxq.calibration import silent
 from onnxq.errors import UsageError
-from onnxq.model import check_writable, replacing
+from onnxq.files import check_writable, replacing
 from onnxq.recipes import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])

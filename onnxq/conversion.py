@@ -12,19 +12,14 @@ from onnxq.calibration import Calibration, Progress, silent
 from onnxq.data import Images, Samples, batches, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import Comparison, compare
+from onnxq.files import check_writable, discarded_on_failure
 from onnxq.kernels import census
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import LayerError, layer_errors
-from onnxq.model import (
-    Model,
-    check_file,
-    check_writable,
-    discarded_on_failure,
-    file_size,
-    load,
-)
+from onnxq.model import Model, load
 from onnxq.pipeline import run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.protos import check_file, file_size
 from onnxq.recipes import NAMED, ActBits, Recipe, build
 from onnxq.report import Report
 from onnxq.runtime import Feeds, Session, random_feeds

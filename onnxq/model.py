@@ -1,14 +1,13 @@
 """An ONNX model in memory: a graphsurgeon graph and everything graphsurgeon forgets.
 
-This file alone knows onnx protobufs and graphsurgeon's traps: it drops metadata, documentation,
-model version and some attribute kinds, stamps an IR version onnxruntime refuses, cannot pack 4-bit
-constants once their values were read, loads external data eagerly, accepts two tensors of one name
-and sorts recursively. What it drops is kept aside and put back; the rest is done here instead.
+This file contains graphsurgeon's traps: it drops metadata, documentation, model version and some
+attribute kinds, stamps an IR version onnxruntime refuses, cannot pack 4-bit constants once their
+values were read, accepts two tensors of one name and sorts recursively. What it drops is kept aside
+(protos.py) and put back; the rest is done here instead.
 """
 
 import contextlib
 import itertools
-import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,18 +20,22 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import (
-    AttributeProto,
-    ModelProto,
-    TensorProto,
-    external_data_helper,
-    inliner,
-    numpy_helper,
-    version_converter,
-)
+from onnx import ModelProto, TensorProto, inliner, numpy_helper, version_converter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxq.errors import InputError, UnsupportedModel, UsageError
+from onnxq.errors import InputError, UnsupportedModel
+from onnxq.files import check_writable, data_file, replacing
+from onnxq.protos import (
+    Aside,
+    all_nodes,
+    attach_external,
+    densify,
+    mapped,
+    name_nodes,
+    numbered,
+    set_aside,
+    take_unreadable,
+)
 from onnxq.spec import Array, QParams, QTensor
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -48,20 +51,6 @@ MIN_IR, MAX_IR = 4, 10
 # ONNX's codes of the element types passes name.
 FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 INT8 = int(TensorProto.INT8)
-
-_CARRIED = {
-    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,
-    AttributeProto.GRAPH, AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,
-}  # fmt: skip
-
-
-@dataclass
-class _Aside:
-    """What graphsurgeon drops, kept by name and put back on export."""
-
-    header: ModelProto
-    values: dict[str, onnx.ValueInfoProto]
-    nodes: dict[str, onnx.NodeProto]
 
 
 @dataclass
@@ -79,7 +68,7 @@ class Model:
     """
 
     graph: gs.Graph
-    aside: _Aside
+    aside: Aside
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
     weights: dict[str, QTensor] = field(default_factory=dict)
@@ -119,7 +108,7 @@ class Model:
     def fresh(self, wish: str) -> str:
         """A name no tensor or node of the model has, as close to ``wish`` as can be."""
         taken = self._names()
-        name = next(n for n in _numbered(wish) if n not in taken)
+        name = next(n for n in numbered(wish) if n not in taken)
         taken.add(name)
         return name
 
@@ -249,8 +238,8 @@ class Model:
             proto: What the tool made.
             held: Values of tensors that ``proto`` holds placeholders for.
         """
-        for node in _all_nodes(proto.graph):
-            _take_unreadable(node)
+        for node in all_nodes(proto.graph):
+            take_unreadable(node)
         self.graph = _import(proto, held)
 
     def raise_opset(self, version: int) -> None:
@@ -293,7 +282,7 @@ class Model:
         for info in itertools.chain(proto.graph.input, proto.graph.output):
             if info.name in aside.values:
                 info.CopyFrom(aside.values[info.name])
-        for node in _all_nodes(proto.graph):
+        for node in all_nodes(proto.graph):
             if (lost := aside.nodes.get(node.name)) is not None:
                 if lost.doc_string:
                     node.doc_string = lost.doc_string
@@ -322,7 +311,7 @@ class Model:
             with replacing(path) as temporary:
                 temporary.write_bytes(self.to_bytes())
             return
-        data = _data_file(path)
+        data = data_file(path)
         check_writable(data, None, force)
         with replacing(path) as temporary, replacing(data) as temporary_data:
             with (
@@ -385,7 +374,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise InputError(f"{path}: not an ONNX model, or truncated") from cause
     if not proto.graph.node or not proto.opset_import:
         raise InputError(f"{path}: not an ONNX model, or one without a graph")
-    _attach_external(proto, path)
+    attach_external(proto, path)
     return from_proto(proto, path)
 
 
@@ -398,74 +387,8 @@ def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
     for opset in proto.opset_import:
         if opset.domain == "ai.onnx":
             opset.domain = ""
-    aside = _set_aside(proto)
+    aside = set_aside(proto)
     return Model(_import(proto), aside, path, notes, metadata=metadata)
-
-
-def check_file(path: Path) -> str | None:
-    """What onnx's checker, shape inference included, has to say against a file; None if nothing."""
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as complaint:
-        return " ".join(str(complaint).split())[:300]
-    return None
-
-
-def file_size(path: Path) -> int:
-    """Bytes of a model on disk, its external data files included."""
-    proto = onnx.load(path, load_external_data=False)
-    tensors = external_data_helper._get_all_tensors(proto)
-    outside = {
-        external_data_helper.ExternalDataInfo(t).location
-        for t in tensors
-        if external_data_helper.uses_external_data(t)
-    }
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in outside)))
-
-
-def check_writable(path: Path, source: Path | None, force: bool) -> None:
-    """Raise UsageError unless ``path`` may be written.
-
-    Args:
-        path: The file to write.
-        source: A file that must never be overwritten, however ``path`` spells it.
-        force: Whether another existing file may be replaced.
-    """
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file")
-    if source is not None and path.exists() and path.samefile(source):
-        raise UsageError(f"{path}: is the input; the input is never overwritten")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: exists already; --force replaces it")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def discarded_on_failure(path: Path) -> Iterator[None]:
-    """Remove a model that was just written, its data file included, if what follows fails."""
-    try:
-        yield
-    except BaseException:
-        for file in (path, _data_file(path)):
-            file.unlink(missing_ok=True)
-        raise
-
-
-def _data_file(path: Path) -> Path:
-    """Where the weights of a model go that is too large for one file."""
-    return path.with_name(path.name + ".data")
 
 
 def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Graph:
@@ -475,8 +398,8 @@ def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Grap
         proto: Belongs to the graph from then on.
         held: Values of tensors that ``proto`` holds placeholders for.
     """
-    _name_nodes(proto.graph)
-    _densify(proto.graph)
+    name_nodes(proto.graph)
+    densify(proto.graph)
     initializers = {t.name for t in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name not in initializers]
     del proto.graph.input[:]
@@ -486,93 +409,9 @@ def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Grap
         if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
             source = tensor._values.tensor
             if source.data_location == TensorProto.EXTERNAL:
-                tensor._values = held[tensor.name] if held else _mapped(source)
+                tensor._values = held[tensor.name] if held else mapped(source)
                 tensor.data_location = None
     return graph
-
-
-def _set_aside(proto: ModelProto) -> _Aside:
-    """Collect what an import drops; attributes graphsurgeon cannot read leave the nodes."""
-    header = ModelProto(
-        ir_version=proto.ir_version, domain=proto.domain, model_version=proto.model_version,
-        doc_string=proto.doc_string, producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-    )  # fmt: skip
-    header.graph.doc_string = proto.graph.doc_string
-    header.graph.metadata_props.extend(proto.graph.metadata_props)
-    _name_nodes(proto.graph)
-    nodes: dict[str, onnx.NodeProto] = {}
-    for node in _all_nodes(proto.graph):
-        strange = _take_unreadable(node)
-        if strange or node.doc_string or node.metadata_props:
-            kept = nodes[node.name] = onnx.NodeProto(op_type=node.op_type)
-            kept.doc_string = node.doc_string
-            kept.metadata_props.extend(node.metadata_props)
-            kept.attribute.extend(strange)
-    values: dict[str, onnx.ValueInfoProto] = {}
-    for info in itertools.chain(proto.graph.input, proto.graph.output):
-        values[info.name] = onnx.ValueInfoProto()
-        values[info.name].CopyFrom(info)
-    return _Aside(header, values, nodes)
-
-
-def _take_unreadable(node: onnx.NodeProto) -> list[AttributeProto]:
-    """Take the attributes that graphsurgeon cannot read off a node."""
-    taken = [a for a in node.attribute if not _readable(a)]
-    rest = [a for a in node.attribute if _readable(a)]
-    del node.attribute[:]
-    node.attribute.extend(rest)
-    return taken
-
-
-def _readable(attribute: AttributeProto) -> bool:
-    """Whether graphsurgeon carries this attribute through a round trip."""
-    if attribute.type not in _CARRIED:
-        return False
-    try:
-        for text in (attribute.s, *attribute.strings):
-            text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the subgraphs in their attributes."""
-    pending = [graph]
-    while pending:
-        for node in pending.pop().node:
-            yield node
-            pending += [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
-
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a name of its own: nameless ones after their first output."""
-    taken: set[str] = set()
-    for node in _all_nodes(graph):
-        wish = node.name or f"{node.op_type}_{next((o for o in node.output if o), 'sink')}"
-        node.name = next(n for n in _numbered(wish) if n not in taken)
-        taken.add(node.name)
-
-
-def _numbered(wish: str) -> Iterator[str]:
-    return itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1)))
-
-
-def _densify(graph: onnx.GraphProto) -> None:
-    """Turn sparse initializers, which graphsurgeon loses, into dense ones."""
-    for sparse in graph.sparse_initializer:
-        values, indices = (
-            numpy_helper.to_array(sparse.values),
-            numpy_helper.to_array(sparse.indices),
-        )
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
-    del graph.sparse_initializer[:]
 
 
 def _reads(node: gs.Node) -> list[gs.Tensor]:
@@ -584,56 +423,6 @@ def _reads(node: gs.Node) -> list[gs.Tensor]:
 def _nbytes(constant: gs.Constant) -> int:
     """Size of a constant without reading it."""
     return int(constant._values.nbytes)
-
-
-def _attach_external(proto: ModelProto, path: Path) -> None:
-    """Make external references absolute and check them; small oddities are read at once."""
-    held = list(proto.graph.initializer)  # keeps the wrappers, and so their ids, alive
-    top = {id(t) for t in held}
-    for tensor in external_data_helper._get_all_tensors(proto):
-        if not external_data_helper.uses_external_data(tensor):
-            continue
-        info = external_data_helper.ExternalDataInfo(tensor)
-        file = path.parent / info.location
-        inside = file.resolve().is_relative_to(path.parent.resolve())
-        trouble = None
-        if not inside:
-            trouble = "lies outside the folder of the model"
-        elif not file.is_file():
-            trouble = "is missing"
-        elif file.stat().st_size < (info.offset or 0) + max(info.length or 0, _extent(tensor)):
-            trouble = "is truncated"
-        if trouble is not None:
-            raise InputError(f"{path}: its external data file {info.location} {trouble}")
-        if id(tensor) in top and _mappable(tensor):
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = str(file.resolve())
-        else:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
-
-
-def _mappable(tensor: TensorProto) -> bool:
-    """Whether the bytes on disk are the array: not packed, not text."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return dtype.isbuiltin == 1 and dtype.kind != "O"
-
-
-def _extent(tensor: TensorProto) -> int:
-    """Bytes that mapping a tensor reads, whatever length its file claims; 0 if it is not mapped."""
-    itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return math.prod(tensor.dims) * itemsize if _mappable(tensor) else 0
-
-
-def _mapped(tensor: TensorProto) -> Array:
-    info = external_data_helper.ExternalDataInfo(tensor)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.memmap(info.location, dtype, "r", offset=info.offset or 0, shape=shape)
 
 
 def _placeholder(constant: gs.Constant) -> TensorProto:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
@@ -54,6 +61,15 @@ class Recipe(BaseModel):
         if not isinstance(values, list | tuple):
             raise ValueError("a list is wanted, in TOML [[pass]]")
         return tuple(v if isinstance(v, Pass) else _pass_of(v) for v in values)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [p.name for p in self.passes]
+        if len(set(names)) < len(names):
+            raise ValueError("a pass may stand in a recipe only once")
+        if self.lossy and names[-1] != InsertQdq.name:
+            raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
+        return self
 
     @property
     def exact(self) -> tuple[Pass, ...]:

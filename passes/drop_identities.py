@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.layers import layer_of
 from onnxq.model import FLOAT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
@@ -41,7 +42,15 @@ def _hands_on(node: gs.Node) -> bool:
         pads = node.inputs[1] if len(node.inputs) > 1 else None
         return isinstance(pads, gs.Constant) and not np.any(pads.values)
     if node.op == "Cast":
-        source = node.inputs[0]
-        made_float = bool(source.inputs) and source.inputs[0].op in ("Cast", "Conv", "Gemm", "Relu")
-        return node.attrs["to"] == FLOAT and made_float and source.dtype == np.float32
+        return node.attrs["to"] == FLOAT and _is_float32(node.inputs[0])
     return node.op == "Identity" or (node.op == "Concat" and len(node.inputs) == 1)
+
+
+def _is_float32(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is known to be float32, by its declared type or by what makes it."""
+    if tensor.dtype is not None or not tensor.inputs:
+        return bool(tensor.dtype == np.float32)
+    producer = tensor.inputs[0]
+    return layer_of(producer) is not None or (
+        producer.op == "Cast" and producer.attrs["to"] == FLOAT
+    )

@@ -12,8 +12,9 @@ from onnxq.runtime import evaluate
 
 # Results that are larger than this and than what they were made of are left to be made at load.
 LARGEST_RESULT = 1 << 16
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-          "RandomUniformLike"}  # fmt: skip
+# Not the same at every run; a Constant that is left holds strings or a sparse tensor.
+UNFOLDED = {"Bernoulli", "Constant", "Multinomial", "RandomNormal", "RandomNormalLike",
+            "RandomUniform", "RandomUniformLike"}  # fmt: skip
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 
@@ -87,7 +88,7 @@ def _fold(model: Model, outcome: Outcome) -> None:
     folded: list[gs.Node] = []
     for node in model.graph.nodes:
         constant = all(isinstance(t, gs.Constant) or t.name in known for t in node.inputs)
-        if constant and not node.domain and node.op not in RANDOM and not any(node.subgraphs()):
+        if constant and not node.domain and node.op not in UNFOLDED and not any(node.subgraphs()):
             known |= {t.name for t in node.outputs}
             folded.append(node)
     needed = [

@@ -7,6 +7,8 @@ import onnx
 import onnxruntime as ort
 
 import onnxq
+from onnxq import pipeline
+from onnxq.model import from_proto
 
 # Relative size of the weights that ``build`` draws: outputs stay near the size of the inputs.
 GAIN = 0.5
@@ -28,6 +30,26 @@ def build(graph, *, opset=17, seed=0, ir=10, imports="", **weights):
     del proto.graph.output[:]
     proto.graph.output.extend(outputs)
     return proto
+
+
+def norm(channels, name="", *, shift=True, seed=0):
+    """The constants g, s, m and v of a BatchNormalization; without ``shift`` it only scales."""
+    rng = np.random.default_rng(seed)
+    offset, mean = (GAIN * rng.standard_normal((2, channels)) * shift).astype(np.float32)
+    factor, variance = rng.uniform(0.5, 2.0, (2, channels)).astype(np.float32)
+    return {f"g{name}": factor, f"s{name}": offset, f"m{name}": mean, f"v{name}": variance}
+
+
+def after(proto, *passes):
+    """A model after passes, and what the last one of them did."""
+    model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    outcomes = pipeline.run(model, passes, None)
+    return model, outcomes[passes[-1].name]
+
+
+def ops(model):
+    """The operators of a model in order."""
+    return [node.op for node in model.graph.nodes]
 
 
 def feeds(proto, seed=0, batch=1):

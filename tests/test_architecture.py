@@ -83,7 +83,7 @@ def test_only_runtime_makes_sessions():
 
 
 def test_only_model_and_runtime_touch_protobufs():
-    assert users("onnx") == {"onnxq.model", "onnxq.runtime"}
+    assert users("onnx") == {"onnxq.model", "onnxq.protos", "onnxq.runtime"}
 
 
 def test_nothing_needs_torch():

@@ -12,7 +12,8 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, 
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError, UnsupportedModel, UsageError
-from onnxq.model import Model, file_size, from_proto, load
+from onnxq.model import Model, from_proto, load
+from onnxq.protos import file_size
 
 RNG = np.random.default_rng(0)
 

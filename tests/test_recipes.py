@@ -16,7 +16,9 @@ RECIPES = {
     "weights only": build(bits=4, act_bits="float", per_channel=False),
     "with nodes left alone": build(keep_float=("head*", "*/stem")),
     **{name: build(**changes) for name, (_, changes) in NAMED.items()},
-    "every pass": Recipe(passes=tuple(kind() for kind in REGISTRY.values())),
+    "every pass": Recipe(
+        passes=sorted((kind() for kind in REGISTRY.values()), key=lambda p: p.name == "insert-qdq")
+    ),
 }
 
 
@@ -159,3 +161,18 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         file.write_bytes(content)
     with pytest.raises(InputError, match="not a readable TOML file"):
         Recipe.from_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (("normalize", "normalize"), "only once"),
+        (("quantize-weights",), "ends with insert-qdq"),
+        (("insert-qdq", "quantize-weights"), "ends with insert-qdq"),
+    ],
+)
+def test_a_recipe_that_would_write_something_else_is_refused(
+    names: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        Recipe.from_dict({"pass": [{"name": name} for name in names]})

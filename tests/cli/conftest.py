@@ -4,8 +4,9 @@ from importlib import resources
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnxq.cli import main
 from PIL import Image
+
+from onnxq.cli import main
 
 PREPROCESS = 'color = "gray"\nscale = 0.004166666666666667\n'  # pixels 0..240 to 0..1
 

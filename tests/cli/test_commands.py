@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnxq.cli import main
 
 import onnxq as library
+from onnxq.cli import main
 from onnxq.pipeline import REGISTRY
 from onnxq.recipes import NAMED
 
@@ -235,6 +235,25 @@ def test_a_missed_gate_exits_with_1_and_leaves_the_file(here, onnxq):
         onnxq("convert", "model.onnx", *TENSORS, *flags, "--max-drop", "100", "--force").exit_code
         == 0
     )
+
+
+def test_weights_beside_the_model_convert_to_the_same_bytes(here, onnxq):
+    proto = onnx.load("model.onnx")
+    onnx.save(proto, "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    onnxq("convert", "model.onnx", *TENSORS, "-o", "inside.onnx")
+    result = onnxq("convert", "e.onnx", *TENSORS, "-o", "beside.onnx", "--json", "out.json")
+    assert result.exit_code == 0
+    assert (here / "inside.onnx").read_bytes() == (here / "beside.onnx").read_bytes()
+    both = sum((here / name).stat().st_size for name in ("e.onnx", "e.data"))
+    assert figures(here / "out.json")["float_bytes"] == both
+
+
+def test_paths_may_hold_spaces_and_any_letters(here, onnxq):
+    (here / "images").rename(here / "Fotos für Größen")
+    (here / "model.onnx").rename(here / "mein modèle.onnx")
+    flags = ("--calib", "Fotos für Größen", "--preprocess", "gray.toml")
+    assert onnxq("convert", "mein modèle.onnx", *flags).exit_code == 0
+    assert (here / "mein modèle.w8a8.onnx").is_file()
 
 
 def test_preprocessing_beside_the_model_is_found(here, onnxq):

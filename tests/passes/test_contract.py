@@ -7,7 +7,7 @@ import pytest
 from onnxq.model import from_proto
 from onnxq.pipeline import REGISTRY, run
 from onnxq.recipes import PREPARATION, Recipe
-from tests.graphs import build, feeds
+from tests.graphs import build, feeds, norm
 from tests.graphs import run as ort_run
 
 TOLERANCE, TOLERANCE_HALF = 1e-5, 2e-2
@@ -17,17 +17,6 @@ rng = np.random.default_rng(0)
 
 def normal(*shape, dtype=np.float32):
     return (0.5 * rng.standard_normal(shape)).astype(dtype)
-
-
-def norm(channels, name="", shift=True):
-    """The four constants of a BatchNormalization, named g, s, m and v."""
-    mean = normal(channels) if shift else np.zeros(channels, np.float32)
-    return {
-        f"g{name}": 1 + normal(channels),
-        f"s{name}": normal(channels) if shift else np.zeros(channels, np.float32),
-        f"m{name}": mean,
-        f"v{name}": rng.uniform(0.5, 2.0, channels).astype(np.float32),
-    }
 
 
 IMAGE = "(float[2,4,6,6] x) => (float[] y)"
@@ -346,7 +335,8 @@ def test_running_a_pass_twice_changes_nothing_the_second_time(kind, name):
 
 @pytest.mark.parametrize("kind", REGISTRY.values(), ids=lambda kind: kind.name)
 def test_the_options_of_a_pass_survive_a_recipe_file(kind, tmp_path):
-    recipe = Recipe(passes=(kind(),), keep_float=("conv*",))
+    last = () if kind.exact or kind.name == "insert-qdq" else (REGISTRY["insert-qdq"](),)
+    recipe = Recipe(passes=(kind(), *last), keep_float=("conv*",))
     (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     assert Recipe.from_toml(tmp_path / "recipe.toml") == recipe
 

@@ -1,0 +1,53 @@
+"""Writing files so that a failure leaves nothing behind and nothing is overwritten by mistake."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxq.errors import UsageError
+
+
+def check_writable(path: Path, source: Path | None, force: bool) -> None:
+    """Raise UsageError unless ``path`` may be written.
+
+    Args:
+        path: The file to write.
+        source: A file that must never be overwritten, however ``path`` spells it.
+        force: Whether another existing file may be replaced.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if source is not None and path.exists() and path.samefile(source):
+        raise UsageError(f"{path}: is the input; the input is never overwritten")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; --force replaces it")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def discarded_on_failure(path: Path) -> Iterator[None]:
+    """Remove a model that was just written, its data file included, if what follows fails."""
+    try:
+        yield
+    except BaseException:
+        for file in (path, data_file(path)):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a model go that is too large for one file."""
+    return path.with_name(path.name + ".data")

@@ -1,0 +1,189 @@
+"""ONNX protobufs before they become a graph, and what has to be kept aside while they are one.
+
+graphsurgeon drops metadata, documentation and some attribute kinds, loses sparse initializers and
+loads external data eagerly; the functions here prepare a protobuf so that nothing of it is lost.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
+
+from onnxq.errors import InputError
+from onnxq.spec import Array
+
+_CARRIED = {
+    AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR,
+    AttributeProto.GRAPH, AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS,
+}  # fmt: skip
+
+
+@dataclass
+class Aside:
+    """What graphsurgeon drops, kept by name and put back on export."""
+
+    header: ModelProto
+    values: dict[str, onnx.ValueInfoProto]
+    nodes: dict[str, onnx.NodeProto]
+
+
+def set_aside(proto: ModelProto) -> Aside:
+    """Collect what an import drops; attributes graphsurgeon cannot read leave the nodes."""
+    header = ModelProto(
+        ir_version=proto.ir_version, domain=proto.domain, model_version=proto.model_version,
+        doc_string=proto.doc_string, producer_name=proto.producer_name,
+        producer_version=proto.producer_version,
+    )  # fmt: skip
+    header.graph.doc_string = proto.graph.doc_string
+    header.graph.metadata_props.extend(proto.graph.metadata_props)
+    name_nodes(proto.graph)
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in all_nodes(proto.graph):
+        strange = take_unreadable(node)
+        if strange or node.doc_string or node.metadata_props:
+            kept = nodes[node.name] = onnx.NodeProto(op_type=node.op_type)
+            kept.doc_string = node.doc_string
+            kept.metadata_props.extend(node.metadata_props)
+            kept.attribute.extend(strange)
+    values: dict[str, onnx.ValueInfoProto] = {}
+    for info in itertools.chain(proto.graph.input, proto.graph.output):
+        values[info.name] = onnx.ValueInfoProto()
+        values[info.name].CopyFrom(info)
+    return Aside(header, values, nodes)
+
+
+def take_unreadable(node: onnx.NodeProto) -> list[AttributeProto]:
+    """Take the attributes that graphsurgeon cannot read off a node."""
+    taken = [a for a in node.attribute if not _readable(a)]
+    rest = [a for a in node.attribute if _readable(a)]
+    del node.attribute[:]
+    node.attribute.extend(rest)
+    return taken
+
+
+def _readable(attribute: AttributeProto) -> bool:
+    """Whether graphsurgeon carries this attribute through a round trip."""
+    if attribute.type not in _CARRIED:
+        return False
+    try:
+        for text in (attribute.s, *attribute.strings):
+            text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the subgraphs in their attributes."""
+    pending = [graph]
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            pending += [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: nameless ones after their first output."""
+    taken: set[str] = set()
+    for node in all_nodes(graph):
+        wish = node.name or f"{node.op_type}_{next((o for o in node.output if o), 'sink')}"
+        node.name = next(n for n in numbered(wish) if n not in taken)
+        taken.add(node.name)
+
+
+def numbered(wish: str) -> Iterator[str]:
+    """``wish``, ``wish_1``, ``wish_2``, ... without end."""
+    return itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1)))
+
+
+def densify(graph: onnx.GraphProto) -> None:
+    """Turn sparse initializers, which graphsurgeon loses, into dense ones."""
+    for sparse in graph.sparse_initializer:
+        values, indices = (
+            numpy_helper.to_array(sparse.values),
+            numpy_helper.to_array(sparse.indices),
+        )
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def attach_external(proto: ModelProto, path: Path) -> None:
+    """Make external references absolute and check them; small oddities are read at once."""
+    held = list(proto.graph.initializer)  # keeps the wrappers, and so their ids, alive
+    top = {id(t) for t in held}
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        info = external_data_helper.ExternalDataInfo(tensor)
+        file = path.parent / info.location
+        inside = file.resolve().is_relative_to(path.parent.resolve())
+        trouble = None
+        if not inside:
+            trouble = "lies outside the folder of the model"
+        elif not file.is_file():
+            trouble = "is missing"
+        elif file.stat().st_size < (info.offset or 0) + max(info.length or 0, _extent(tensor)):
+            trouble = "is truncated"
+        if trouble is not None:
+            raise InputError(f"{path}: its external data file {info.location} {trouble}")
+        if id(tensor) in top and _mappable(tensor):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = str(file.resolve())
+        else:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _mappable(tensor: TensorProto) -> bool:
+    """Whether the bytes on disk are the array: not packed, not text."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return dtype.isbuiltin == 1 and dtype.kind != "O"
+
+
+def _extent(tensor: TensorProto) -> int:
+    """Bytes that mapping a tensor reads, whatever length its file claims; 0 if it is not mapped."""
+    itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return math.prod(tensor.dims) * itemsize if _mappable(tensor) else 0
+
+
+def mapped(tensor: TensorProto) -> Array:
+    """The array of an external tensor with an absolute location, mapped from disk, not read."""
+    info = external_data_helper.ExternalDataInfo(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(info.location, dtype, "r", offset=info.offset or 0, shape=shape)
+
+
+def check_file(path: Path) -> str | None:
+    """What onnx's checker, shape inference included, has to say against a file; None if nothing."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as complaint:
+        return " ".join(str(complaint).split())[:300]
+    return None
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a model on disk, its external data files included."""
+    proto = onnx.load(path, load_external_data=False)
+    tensors = external_data_helper._get_all_tensors(proto)
+    outside = {
+        external_data_helper.ExternalDataInfo(t).location
+        for t in tensors
+        if external_data_helper.uses_external_data(t)
+    }
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in outside)))

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from onnxq.passes.fold_batchnorm import FoldBatchnorm
+from onnxq.passes.normalize import Normalize
+from tests.graphs import after, build, norm, ops
+
+NORM = "BatchNormalization"
+IMAGE = "(float[2,4,6,6] x) => (float[] y)"
+ROWS = "(float[3,4] x) => (float[] y)"
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight"),
+    [
+        ("Conv<pads=[1,1,1,1]>(x, w)", (6, 4, 3, 3)),
+        ("Conv<group=2>(x, w)", (6, 2, 3, 3)),
+        ("ConvTranspose(x, w)", (4, 6, 3, 3)),
+        ("ConvTranspose<group=2>(x, w)", (4, 3, 3, 3)),
+        ("Gemm(x, w)", (4, 6)),
+        ("Gemm<transB=1>(x, w)", (6, 4)),
+    ],
+)
+def test_a_norm_is_folded_into_the_layer_before_it(layer, weight):
+    head = ROWS if "Gemm" in layer else IMAGE
+    proto = build(f"{head} {{ a = {layer} y = {NORM}(a, g, s, m, v) }}", w=weight, **norm(6))
+    model, outcome = after(proto, FoldBatchnorm())
+    assert ops(model) == [layer.split("(")[0].split("<")[0]]
+    assert [edit.what for edit in outcome.edits] == [f"folded into {model.graph.nodes[0].name}"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight", "shift"),
+    [
+        ("Conv(a, w)", (6, 4, 3, 3), True),
+        ('Conv<auto_pad="VALID">(a, w)', (6, 4, 3, 3), True),
+        ("Conv<group=4>(a, w)", (8, 1, 3, 3), True),
+        ("Conv<pads=[1,1,1,1]>(a, w)", (6, 4, 3, 3), False),
+        ("ConvTranspose<pads=[1,1,1,1]>(a, w)", (4, 6, 3, 3), False),
+        ("Gemm(a, w)", (4, 6), True),
+    ],
+)
+def test_a_norm_is_folded_into_the_layer_after_it_where_that_is_exact(layer, weight, shift):
+    head = ROWS if "Gemm" in layer else IMAGE
+    proto = build(
+        f"{head} {{ a = {NORM}(x, g, s, m, v) y = {layer} }}", w=weight, **norm(4, shift=shift)
+    )
+    assert len(ops(after(proto, FoldBatchnorm())[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight"),
+    [
+        ("Conv<pads=[1,1,1,1]>(a, w)", (6, 4, 3, 3)),
+        ('Conv<auto_pad="SAME_LOWER">(a, w)', (6, 4, 3, 3)),
+        ("ConvTranspose(a, w)", (4, 6, 3, 3)),
+    ],
+)
+def test_a_padded_border_would_miss_the_offset_so_the_norm_becomes_a_layer(layer, weight):
+    proto = build(f"{IMAGE} {{ a = {NORM}(x, g, s, m, v) y = {layer} }}", w=weight, **norm(4))
+    model, outcome = after(proto, FoldBatchnorm())
+    conv, reader = model.graph.nodes
+    assert (conv.op, conv.attrs["group"], conv.inputs[1].shape) == ("Conv", 4, (4, 1, 1, 1))
+    assert reader.inputs[0] is conv.outputs[0]
+    assert [edit.what for edit in outcome.edits] == ["became a 1x1 depthwise Conv"]
+
+
+def test_a_norm_between_other_operators_becomes_a_depthwise_layer():
+    proto = build(f"{IMAGE} {{ a = Relu(x) b = {NORM}(a, g, s, m, v) y = Relu(b) }}", **norm(4))
+    assert ops(after(proto, FoldBatchnorm())[0]) == ["Relu", "Conv", "Relu"]
+
+
+def test_norms_in_a_row_are_all_folded():
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w) b = {NORM}(a, g, s, m, v) y = {NORM}(b, g2, s2, m2, v2) }}",
+        w=(6, 4, 3, 3), **norm(6), **norm(6, "2"),
+    )  # fmt: skip
+    assert ops(after(proto, FoldBatchnorm())[0]) == ["Conv"]
+
+
+def test_a_layer_that_others_read_keeps_its_own_result():
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w) b = {NORM}(a, g, s, m, v) y = Add(a, b) }}",
+        w=(6, 4, 3, 3), **norm(6),
+    )  # fmt: skip
+    assert ops(after(proto, FoldBatchnorm())[0]) == ["Conv", "Conv", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ("a = Sigmoid(x) y = NORM(a, g, s, m, v)", "no layer beside it can absorb it exactly"),
+        ("a = MatMul(x, w) y = NORM(a, g, s, m, v)", "no layer beside it can absorb it exactly"),
+        ("a = Gemm<alpha=0.5>(x, w) y = NORM(a, g, s, m, v)", "no layer beside it"),
+        ("a = Gemm(x, w, r) y = NORM(a, g, s, m, v)", "no layer beside it"),
+        ("a = ReduceSum<keepdims=0>(x, n) y = NORM(x, a, s, m, v)", "its statistics are not"),
+        ("y, p, q = NORM<training_mode=1>(x, g, s, m, v) z = Relu(p)", "it is in training mode"),
+    ],
+)
+def test_what_cannot_be_folded_exactly_is_left_with_a_reason(nodes, why):
+    proto = build(
+        f"(float[4,4] x) => (float[] y) {{ {nodes.replace('NORM', NORM)} }}",
+        w=(4, 4), r=(4, 1), n=np.array([0]), **norm(4),
+    )  # fmt: skip
+    model, outcome = after(proto, FoldBatchnorm())
+    assert NORM in ops(model)
+    assert [skip.why.startswith(why) for skip in outcome.skips] == [True]
+    assert not outcome
+
+
+def test_factors_of_a_gemm_are_no_obstacle_after_normalize():
+    proto = build(
+        f"{ROWS} {{ a = Gemm<alpha=0.5,beta=2.0>(x, w, b) y = {NORM}(a, g, s, m, v) }}",
+        w=(4, 6), b=(6,), **norm(6),
+    )  # fmt: skip
+    assert ops(after(proto, Normalize(), FoldBatchnorm())[0]) == ["Gemm"]
+
+
+def test_a_shared_weight_is_folded_for_its_own_reader_alone():
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w) b = {NORM}(a, g, s, m, v) y = Conv(b, w) }}",
+        w=(4, 4, 3, 3), **norm(4),
+    )  # fmt: skip
+    model, _ = after(proto, FoldBatchnorm())
+    first, second = model.graph.nodes
+    assert second.inputs[1].name == "w"
+    assert first.inputs[1].name != "w"

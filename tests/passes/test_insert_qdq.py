@@ -1,0 +1,578 @@
+"""The written graph: its forms, and that onnxruntime means the same by it with all optimisations.
+
+Where onnxruntime is known to misread a graph that is valid ONNX, a shape that could provoke it goes
+through the whole conversion.
+"""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxq.errors import UnsupportedModel
+from onnxq.numerics import affine, ranges
+from onnxq.placement import MOVES
+from onnxq.spec import weight_spec
+from tests.graphs import build, feeds, quantize, run
+
+IMAGE = "(float[1,3,9,9] x) => (float[] y)"
+ROWS = "(float[4,16] x) => (float[] y)"
+FIRST = "a = Conv<pads=[1,1,1,1]>(x, w1, b1)"
+LAST = "y = Conv<pads=[1,1,1,1]>(h, w3, b3)"
+CONVS = {"w1": (8, 3, 3, 3), "b1": (8,), "w3": (8, 8, 3, 3), "b3": (8,)}
+FLOATS = {"Conv", "Gemm", "FusedConv", "FusedGemm", "MatMul", "FusedMatMul", "Add", "Mul", "Concat",
+          "AveragePool", "GlobalAveragePool", "Relu", "Sigmoid", "LeakyRelu", "NhwcFusedConv",
+          "ConvTranspose"}  # fmt: skip
+
+
+def outlier(*shape, axis=0):
+    """A weight whose first channel is 50 times the others: one scale for all of it would show."""
+    values = 0.2 * np.random.default_rng(1).standard_normal(shape)
+    np.moveaxis(values, axis, 0)[0] *= 50.0
+    return values.astype(np.float32)
+
+
+def initializers(proto):
+    return {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+
+
+def producers(proto):
+    return {name: node for node in proto.graph.node for name in node.output}
+
+
+def converted(folder, proto, **options):
+    """Report and written model, once both ways of running it were found to agree.
+
+    The largest difference is one step of an 8-bit grid over the output's range. Steps of narrower
+    grids are larger, but nothing is rounded there.
+    """
+    report, file = quantize(proto, folder, **options)
+    written = onnx.load(file)
+    onnx.checker.check_model(written, full_check=True)
+    values = feeds(proto, seed=9)
+    fast, plain = run(written, values), run(written, values, optimize=False)
+    for name, x in plain.items():
+        step = (max(x.max(), 0.0) - min(x.min(), 0.0)) / 255
+        assert np.abs(fast[name] - x).max() <= 1.001 * step, name
+    return report, written
+
+
+# -- forms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "act_bits", "expected"),
+    [
+        (8, 8, "Q DQ DQ DQ Conv Q DQ"),
+        (5, 8, "Q DQ DQ DQ Conv Q DQ"),
+        (4, 8, "Q DQ Cast DQ DQ Conv Q DQ"),
+        (8, 4, "Q Clip DQ DQ DQ Conv Q Clip DQ"),
+        (2, 2, "Q Clip DQ Cast DQ DQ Conv Q Clip DQ"),
+        (8, "float", "Cast Mul Conv Relu"),
+        (3, "float", "Cast Mul Conv Relu"),
+    ],
+)
+def test_a_layer_is_written_in_the_form_that_fuses(tmp_path, bits, act_bits, expected):
+    proto = build(f"{IMAGE} {{ {FIRST} y = Relu(a) }}", w1=(8, 3, 3, 3), b1=(8,))
+    _, written = converted(tmp_path, proto, bits=bits, act_bits=act_bits)
+    short = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}
+    ops = [short.get(node.op_type, node.op_type) for node in written.graph.node]
+    assert " ".join(ops) == expected
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("act_bits", [8, "float"])
+def test_weights_in_the_file_are_those_of_the_numerics(tmp_path, bits, per_tensor, act_bits):
+    proto = build(
+        "(float[1,4,6,6] x) => (float[] y) { a = Conv<group=2>(x, w1) b = ConvTranspose(a, w2) "
+        "c = Flatten(b) d = Gemm<transB=1>(c, w3) y = MatMul(d, w4) }",
+        w1=(6, 2, 3, 3), w2=(6, 2, 3, 3), w3=(8, 72), w4=(8, 5),
+    )  # fmt: skip
+    _, written = converted(tmp_path, proto, bits=bits, act_bits=act_bits, per_tensor=per_tensor)
+    stored = initializers(written)
+    taps = [f"w{i}_dequantized" for i in (1, 2, 3, 4)]
+    found = run(written, feeds(proto), optimize=False, taps=taps)
+    for (name, w), axis in zip(initializers(proto).items(), (0, 1, 0, 1), strict=True):
+        spec = weight_spec(bits, not per_tensor)
+        axis = None if per_tensor else axis
+        params = affine.qparams(*ranges.weight_max(w, spec, axis), spec, axis)
+        codes = affine.quantize(w, params)
+        np.testing.assert_array_equal(stored[f"{name}_codes"].astype(np.int8), codes)
+        np.testing.assert_array_equal(
+            found[f"{name}_dequantized"], affine.dequantize(codes, params)
+        )
+        assert codes.min() >= -(2 ** (bits - 1)) + 1
+        assert codes.max() <= 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("act_bits", range(2, 8))
+def test_narrow_activations_never_leave_their_levels(tmp_path, act_bits):
+    proto = build(f"{IMAGE} {{ {FIRST} h = LeakyRelu<alpha=0.5>(a) {LAST} }}", **CONVS)
+    _, written = converted(tmp_path, proto, act_bits=act_bits)
+    clipped = [n.output[0] for n in written.graph.node if n.op_type == "Clip"]
+    assert len(clipped) == 4
+    beyond = {"x": 100 * feeds(proto)["x"]}
+    for name, codes in run(written, beyond, optimize=False, taps=clipped).items():
+        if name in clipped:
+            assert (codes.dtype, codes.max()) == (np.uint8, 2**act_bits - 1)
+    for optimize in (True, False):
+        assert len(np.unique(run(written, beyond, optimize=optimize)["y"])) <= 2**act_bits
+
+
+def test_a_bias_lies_on_the_product_of_both_scales_exactly(tmp_path):
+    proto = build(
+        "(float[1,3,9,9] x) => (float[] y) { a = Conv(x, w1, b1) f = Flatten(a) "
+        "g = Gemm(f, w2, b2) c = MatMul(g, w3) y = Add(c, b3) }",
+        w1=(8, 3, 3, 3), b1=(8,), w2=(392, 8), b2=(1, 8), w3=(8, 5), b3=(5,),
+    )  # fmt: skip
+    _, written = converted(tmp_path, proto)
+    stored, made_by = initializers(written), producers(written)
+    layers = [n for n in written.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(layers) == 3
+    for node, b in zip(layers, ("b1", "b2", "b3"), strict=True):
+        x, w = (stored[made_by[name].input[1]] for name in node.input[:2])
+        np.testing.assert_array_equal(stored[f"{b}_scale"], x * w)
+        assert stored[f"{b}_codes"].dtype == np.int32
+        reader = next(n for n in written.graph.node if f"{b}_codes" in n.input)
+        assert (reader.op_type, len(reader.input)) == ("DequantizeLinear", 2)
+
+
+@pytest.mark.parametrize(
+    ("opset", "bits", "expected"), [(13, 8, 13), (17, 5, 17), (17, 4, 21), (21, 3, 21), (22, 8, 22)]
+)
+def test_versions_are_those_of_the_source_or_what_4_bits_need(tmp_path, opset, bits, expected):
+    proto = build(f"{IMAGE} {{ {FIRST} h = Relu(a) {LAST} }}", opset=opset, ir=8, **CONVS)
+    _, written = converted(tmp_path, proto, bits=bits)
+    assert [(o.domain, o.version) for o in written.opset_import] == [("", expected)]
+    assert written.ir_version == (10 if expected >= 21 else 8)
+
+
+# -- what onnxruntime misreads ---------------------------------------------------------------------
+
+KEPT = {
+    "conv": ("h = Conv<pads=[1,1,1,1]>(a, w2)", {"w2": outlier(8, 8, 3, 3)}),
+    "conv with bias and relu": (
+        "k = Conv<pads=[1,1,1,1]>(a, w2, b2) h = Relu(k)",
+        {"w2": outlier(8, 8, 3, 3), "b2": (8,)},
+    ),
+    "conv behind a move": (
+        "k = Transpose<perm=[0,1,3,2]>(a) h = Conv(k, w2, b2)",
+        {"w2": outlier(8, 8, 3, 3), "b2": (8,)},
+    ),
+    "conv before a move": (
+        "k = Conv(a, w2, b2) h = Transpose<perm=[0,1,3,2]>(k)",
+        {"w2": outlier(8, 8, 3, 3), "b2": (8,)},
+    ),
+    "conv with a scalar for a channel": (
+        "k = Conv(a, w2, b2) h = Concat<axis=1>(k, k, k, k, k, k, k, k)",
+        {"w2": outlier(1, 8, 3, 3), "b2": (1,)},
+    ),
+    "conv transpose": ("h = ConvTranspose(a, w2)", {"w2": outlier(8, 8, 3, 3, axis=1)}),
+    "conv transpose with bias": (
+        "h = ConvTranspose<group=2,strides=[2,2]>(a, w2, b2)",
+        {"w2": outlier(8, 4, 3, 3, axis=1), "b2": (8,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("moves", ["", "Transpose_*"])
+def test_float_weights_between_integers_are_not_requantized(tmp_path, name, bits, moves):
+    nodes, weights = KEPT[name]
+    proto = build(f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS, **weights)
+    kept = [n.name or f"{n.op_type}_{n.output[0]}" for n in proto.graph.node if "w2" in n.input]
+    if moves and "move" in name:
+        kept.append(moves)
+    report, written = converted(tmp_path, proto, bits=bits, keep_float=tuple(kept))
+    assert report.kernels.floating == kept[:1]
+    assert report.why_float[kept[0]].startswith("kept by --keep-float")
+    assert sorted(report.kernels.integer.values()) == ["QLinearConv"] * 2
+    exact = run(proto, feeds(proto), taps=["w2"])["w2"]
+    assert any(np.array_equal(exact, x) for x in initializers(written).values())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "h = ConvTranspose(a, w2)",
+        "h = ConvTranspose(a, w2, b2)",
+        "k = ConvTranspose(a, w2, b2) h = Relu(k)",
+        "k = ConvTranspose(a, w2) l = Transpose<perm=[0,1,3,2]>(k) h = ConvTranspose(l, w2)",
+    ],
+)
+def test_a_quantized_conv_transpose_between_integers_keeps_its_own_scales(tmp_path, bits, nodes):
+    weights = {"w2": outlier(8, 8, 3, 3, axis=1), "b2": (8,)}
+    proto = build(f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS, **weights)
+    report, written = converted(tmp_path, proto, bits=bits)
+    assert report.kernels.operators["ConvTranspose"] == nodes.count("ConvTranspose")
+    codes = initializers(written)["w2_codes"]
+    assert codes.dtype == (np.int8 if bits == 8 else onnx.helper.tensor_dtype_to_np_dtype(22))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "h = Gemm(a, w2)",
+        "h = Gemm(a, w2, b)",
+        "h = Gemm(a, w2, row)",
+        "h = Gemm(a, w2, one)",
+        "h = Gemm(a, w2, column)",
+        "h = MatMul(a, w2)",
+        "k = MatMul(a, w2) h = Add(k, b)",
+        "k = MatMul(a, w2) h = Add(row, k)",
+        "k = MatMul(a, w2) h = Add(k, column)",
+    ],
+)
+def test_float_weights_of_a_dense_layer_between_integers_are_not_requantized(tmp_path, layer):
+    proto = build(
+        "(float[4,16] x) => (float[] y, float[] z) "
+        f"{{ a = Gemm(x, w1, b) z = Gemm(a, w3, b) {layer} y = Gemm(h, w3, b) }}",
+        w1=(16, 8), w2=outlier(8, 8, axis=1), w3=(8, 8), b=(8,), row=(1, 8), one=(1,),
+        column=(4, 1),
+    )  # fmt: skip
+    kept = layer.split()[2].split("(")[0] + "_" + layer[0]
+    report, _ = converted(tmp_path, proto, keep_float=(kept,))
+    assert report.kernels.floating == [kept]
+    assert len(report.kernels.integer) == 3
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("act_bits", [8, 4])
+def test_scales_dtypes_and_chains_are_those_that_onnxruntime_reads(tmp_path, bits, act_bits):
+    proto = build(
+        "(float[1,3,8,8] x) => (float[] y) { a = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(a) "
+        "l, u = Split<axis=1>(r) c = Concat<axis=1>(u, l) s = Slice(c, from, to) "
+        "m = MaxPool<kernel_shape=[2,2]>(s) k = Conv(m, w2) f = Flatten(k) y = Gemm(f, w3) }",
+        w1=outlier(8, 3, 3, 3), b1=(8,), w2=(4, 8, 1, 1), w3=(196, 5),
+        **{"from": np.array([0, 0, 0, 0])}, to=np.array([1, 8, 8, 8]),
+    )  # fmt: skip
+    kept = ("Slice_*", "Split_*")
+    _, written = converted(tmp_path, proto, bits=bits, act_bits=act_bits, keep_float=kept)
+    stored, made_by = initializers(written), producers(written)
+    for node in written.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert stored[node.input[1]].shape == ()
+            assert stored[node.input[2]].dtype == np.uint8
+            assert node.input[0] not in made_by or (
+                made_by[node.input[0]].op_type != "DequantizeLinear"
+            )
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            assert stored[node.input[0]].dtype in (np.int8, np.int32)
+    kinds = {t.data_type for t in written.graph.initializer}
+    assert not kinds & {onnx.TensorProto.UINT4, onnx.TensorProto.UINT2, onnx.TensorProto.INT2}
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("bias", ["", ", b", ", row"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "y = Identity(a)",
+        "y = Relu(a)",
+        "r = Relu(a) y = Softmax(r)",
+        "r = Clip(a, zero) y = Tanh(r)",
+        "y = Softmax(a)",
+        "y = Transpose(a)",
+        "y = Sum(a, b)",
+        "r = Relu(a) y = Gemm(r, w2)",
+        "t = Transpose(a) y = MatMul(t, w3)",
+        "s = Sigmoid(a) p = Mul(a, s) y = Gemm(p, w2)",
+    ],
+)
+def test_a_gemm_runs_on_integers_whatever_follows(tmp_path, transposed, bias, rest):
+    proto = build(
+        f"{ROWS} {{ a = Gemm<transB={transposed}>(x, w1{bias}) {rest} }}",
+        w1=(8, 16) if transposed else (16, 8), b=(8,), row=(1, 8), w2=(8, 5), w3=(4, 5),
+        zero=np.float32(0),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    assert report.kernels.floating == []
+    assert report.kernels.integer["Gemm_a"] == "QGemm"
+
+
+@pytest.mark.parametrize("shape", ["4,16", "2,4,16"])
+@pytest.mark.parametrize("bias", ["b", "row", "cube", "column", "one", "dynamic"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "y = Identity(a)",
+        "r = Relu(a) y = Softmax(r)",
+        "y = Softmax(a)",
+        "r = Relu(a) y = MatMul(r, w2)",
+        "y = MatMul(a, w2) z = Relu(a)",
+    ],
+)
+def test_a_matmul_and_its_bias_run_on_integers_whatever_follows(tmp_path, shape, bias, rest):
+    outputs = "(float[] y, float[] z)" if "z =" in rest else "(float[] y)"
+    proto = build(
+        f"(float[{shape}] x) => {outputs} "
+        f"{{ n = Neg(x) dynamic = MatMul(n, w3) p = MatMul(x, w1) a = Add({bias}, p) {rest} }}",
+        w1=(16, 8), w2=(8, 5), w3=(16, 8), b=(8,), row=(1, 8), cube=(1, 1, 8), column=(4, 1),
+        one=(1,),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    assert report.kernels.floating == []
+
+
+# -- what stands between layers --------------------------------------------------------------------
+
+BETWEEN = {
+    "residual add": ("k = Conv<pads=[1,1,1,1]>(a, w2) h = Add(k, a)", "QLinearAdd"),
+    "add of itself": ("h = Add(a, a)", "QLinearAdd"),
+    "add of a number": ("h = Add(a, half)", "QLinearAdd"),
+    "product with a negative number of rank 4": ("h = Mul(minus, a)", "QLinearMul"),
+    "product with zero": ("h = Mul(a, zero)", "QLinearMul"),
+    "concat of different ranges": ("k = Mul(a, half) h = Concat<axis=0>(k, a)",
+                                   "QLinearMul QLinearConcat"),
+    "concat on the last axis": ("h = Concat<axis=-1>(a, a)", "QLinearConcat"),
+    "swish": ("s = Sigmoid(a) h = Mul(a, s)", "QLinearSigmoid QLinearMul"),
+    "squeeze and excite": (
+        "g = GlobalAveragePool(a) e = Conv(g, w4) r = Relu(e) f = Conv(r, w4) s = Sigmoid(f) "
+        "h = Mul(a, s)", "QLinearGlobalAveragePool QLinearSigmoid QLinearMul"),
+    "leaky relu": ("h = LeakyRelu<alpha=0.3>(a)", "QLinearLeakyRelu"),
+    "average pool": ("h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(a)", "QLinearAveragePool"),
+    "average pool that counts its padding": (
+        "h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1],count_include_pad=1>(a)",
+        "QLinearAveragePool"),
+    "average pool that rounds up": (
+        "h = AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(a)", "QLinearAveragePool"),
+    "max pool": ("h = MaxPool<kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1]>(a)", ""),
+    "max pool that rounds up": ("h = MaxPool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(a)", ""),
+    "nearest resize": ('h = Resize<mode="nearest">(a, , twice)', ""),
+    "pad": ("h = Pad(a, pads)", ""),
+    "pad by reflection": ('h = Pad<mode="reflect">(a, pads)', ""),
+    "slice": ("h = Slice(a, one, eight, two)", ""),
+    "split": ("k, l = Split<axis=2>(a, parts) h = Transpose<perm=[0,1,3,2]>(k)", ""),
+    "transpose": ("h = Transpose<perm=[0,1,3,2]>(a)", ""),
+    "reshape": ("h = Reshape(a, shape)", ""),
+    "relu that others pass by": ("r = Relu(a) h = Add(a, r)", "QLinearAdd"),
+    "clip that others pass by": ("r = Clip(a, low, high) h = Add(a, r)", "QLinearAdd"),
+    "flatten and back": ("k = Flatten(a) h = Reshape(k, shape)", ""),
+    "shuffle": ("k = Reshape(a, five) l = Transpose<perm=[0,2,1,3,4]>(k) h = Reshape(l, shape)", ""),
+    "a shape read on the way": ("n = Shape(a) h = Reshape(a, n)", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act_bits", [8, 5])
+@pytest.mark.parametrize("name", BETWEEN)
+def test_between_layers_nothing_computes_in_floats(tmp_path, name, act_bits):
+    nodes, expected = BETWEEN[name]
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS, w2=(8, 8, 3, 3), w4=(8, 8, 1, 1),
+        half=np.float32(0.5), minus=np.full((1, 1, 1, 1), -3.0, np.float32), zero=np.float32(0),
+        twice=np.array([1, 1, 2, 2], np.float32), pads=np.array([0, 0, 1, 2, 0, 0, 0, 1]),
+        one=np.array([1]), eight=np.array([8]), two=np.array([2]), parts=np.array([4, 5]),
+        shape=np.array([1, 8, 9, 9]), five=np.array([1, 2, 4, 9, 9]),
+        low=np.float32(-0.5), high=np.float32(0.25),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto, act_bits=act_bits)
+    kernels = report.kernels.operators
+    assert Counter({k: n for k, n in kernels.items() if k.startswith("QLinear")}) == Counter(
+        ["QLinearConv"] * (2 + nodes.count("Conv")) + expected.split()
+    )
+    assert not kernels.keys() & FLOATS
+    assert kernels["QuantizeLinear"] == 1
+    assert report.layers[-1].accumulated > (30 if act_bits == 8 else 10)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_layers_and_pools_of_any_number_of_axes_run_on_integers(tmp_path, axes):
+    size, kernel, twos = ([n] * axes for n in (6, 3, 2))
+    proto = build(
+        f"(float[2,3,{','.join(map(str, size))}] x) => (float[] y) "
+        f"{{ a = Conv<pads={[1] * 2 * axes}>(x, w1) b = MaxPool<kernel_shape={twos}>(a) "
+        f"c = AveragePool<kernel_shape={twos}>(b) d = Conv<auto_pad=\"SAME_UPPER\">(c, w2) "
+        "e = GlobalAveragePool(d) f = Flatten(e) y = Gemm(f, w3) }",
+        w1=(4, 3, *kernel), w2=(4, 4, *kernel), w3=(4, 5),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    assert sorted(report.kernels.integer.values()) == ["QGemm", "QLinearConv", "QLinearConv"]
+    assert not report.kernels.operators.keys() & FLOATS
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act_bits", [8, 4])
+@pytest.mark.parametrize(
+    ("nodes", "low", "high"),
+    [
+        ("h = Relu(a)", 0.0, np.inf),
+        ("h = Clip(a, zero, six)", 0.0, 6.0),
+        ("h = Clip(a, half, six)", 0.5, 6.0),
+        ("h = Clip(a, minus, half)", -1.0, 0.5),
+        ("h = Clip(a, , minus)", -np.inf, -1.0),
+        ("r = Relu(a) h = Clip(r, minus, half)", 0.0, 0.5),
+        ("r = Clip(a, minus, six) h = Relu(r)", 0.0, 6.0),
+    ],
+)
+def test_an_activation_is_absorbed_and_its_bounds_hold_beyond_the_calibration(
+    tmp_path, nodes, low, high, act_bits
+):
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}",
+        **CONVS, zero=np.float32(0), six=np.float32(6), half=np.float32(0.5),
+        minus=np.float32(-1),
+    )  # fmt: skip
+    report, written = converted(tmp_path, proto, act_bits=act_bits)
+    assert not report.kernels.operators.keys() & {"Relu", "FusedConv", "NhwcFusedConv"}
+    clips = [n for n in written.graph.node if n.op_type in ("Clip", "Relu")]
+    assert all(n.input[0].endswith("_codes") for n in clips)
+    grid = next(n for n in written.graph.node if n.output[0] == "h")
+    scale = initializers(written)[grid.input[1]]
+    beyond = {"x": 100 * feeds(proto)["x"]}
+    h = run(written, beyond, optimize=False, taps=["h"])["h"]
+    assert low - scale / 2 <= h.min()
+    assert h.max() <= high + scale / 2
+
+
+def test_an_activation_that_is_dead_on_the_calibration_still_clips(tmp_path):
+    proto = build(
+        f"{IMAGE} {{ {FIRST} h = Clip(a, zero, one) {LAST} }}",
+        **CONVS | {"b1": np.full(8, -100, np.float32)}, zero=np.float32(0), one=np.float32(1),
+    )  # fmt: skip
+    _, written = converted(tmp_path, proto)
+    h = run(written, {"x": 1000 * feeds(proto)["x"]}, optimize=False, taps=["h"])["h"]
+    assert h.max() <= 1.0
+
+
+# -- a move on codes is the same move --------------------------------------------------------------
+
+MOVE_CASES = {
+    "DepthToSpace": ["DepthToSpace<blocksize=2>(x)", 'DepthToSpace<blocksize=2,mode="CRD">(x)'],
+    "Expand": ["Expand(x, wide)"],
+    "Flatten": ["Flatten(x)", "Flatten<axis=2>(x)"],
+    "Gather": ["Gather<axis=1>(x, picks)", "Gather<axis=-1>(x, one)"],
+    "MaxPool": [
+        "MaxPool<kernel_shape=[2,2]>(x)",
+        "MaxPool<kernel_shape=[3,3],pads=[1,1,1,1],strides=[2,2],ceil_mode=1>(x)",
+        'MaxPool<kernel_shape=[2,2],dilations=[2,2],auto_pad="VALID">(x)',
+    ],
+    "Pad": ["Pad(x, pads, code)", 'Pad<mode="edge">(x, pads)', 'Pad<mode="reflect">(x, pads)',
+            'Pad<mode="wrap">(x, pads)'],
+    "Reshape": ["Reshape(x, shape)"],
+    "Resize": [
+        'Resize<mode="nearest">(x, , scales)',
+        'Resize<coordinate_transformation_mode="asymmetric",nearest_mode="floor">(x, , scales)',
+        'Resize<coordinate_transformation_mode="align_corners">(x, , , sizes)',
+    ],
+    "Slice": ["Slice(x, one, four, two)", "Slice(x, back, one, two, back)"],
+    "Split": ["Split<axis=1>(x, halves)"],
+    "Squeeze": ["Squeeze(x, zeroth)", "Squeeze(x)"],
+    "Tile": ["Tile(x, wide)"],
+    "Transpose": ["Transpose(x)", "Transpose<perm=[0,2,3,1]>(x)"],
+    "Unsqueeze": ["Unsqueeze(x, two)"],
+}  # fmt: skip
+
+
+def test_every_move_is_held_to_it():
+    assert MOVE_CASES.keys() | {"Relu", "Clip"} == MOVES  # these two become a Clip of the codes
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+@pytest.mark.parametrize("case", [case for cases in MOVE_CASES.values() for case in cases])
+def test_a_move_on_codes_equals_the_float_one(case, opset):
+    if "wrap" in case and opset < 19:
+        pytest.skip("Pad wraps from opset 19 on")
+    results = "y, z" if case.startswith("Split") else "y"
+    constants = {
+        "wide": np.array([2, 1, 1, 3]), "picks": np.array([[3, 0]]), "one": np.array([1]),
+        "two": np.array([2]), "four": np.array([4]), "back": np.array([-1]),
+        "zeroth": np.array([0]), "halves": np.array([1, 3]), "shape": np.array([0, -1]),
+        "pads": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "sizes": np.array([1, 4, 7, 3]),
+        "scales": np.array([1, 1, 2, 1.5], np.float32), "code": np.array(7, np.uint8),
+        "scale": np.float32(0.1), "zero": np.uint8(7), "nought": np.float32(0),
+    }  # fmt: skip
+    codes = build(
+        f"(uint8[1,4,6,6] q) => (float[] y) {{ {results.replace('y', 'c')} = {case} "
+        "y = DequantizeLinear(c, scale, zero) }".replace("(x", "(q"),
+        opset=opset, **constants,
+    )  # fmt: skip
+    floats = build(
+        "(uint8[1,4,6,6] q) => (float[] y) { x = DequantizeLinear(q, scale, zero) "
+        f"{results} = {case.replace('code', 'nought')} }}",
+        opset=opset, **constants,
+    )  # fmt: skip
+    values = {"q": np.random.default_rng(0).integers(0, 256, (1, 4, 6, 6), np.uint8)}
+    np.testing.assert_array_equal(run(codes, values)["y"], run(floats, values)["y"])
+
+
+# -- numbers that do not fit -----------------------------------------------------------------------
+
+
+def test_the_bias_of_a_nearly_dead_channel_does_not_overflow(tmp_path):
+    w = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    w[1], w[2] = 1e-12 * w[1], 0.0
+    b = np.array([0.5, -3.0, 2.0, 0.0], np.float32)
+    proto = build(f"{IMAGE} {{ y = Conv(x, w, b) }}", w=w, b=b)
+    report, written = converted(tmp_path, proto)
+    stored = initializers(written)
+    np.testing.assert_allclose(stored["b_codes"] * stored["b_scale"].astype(float), b, atol=1e-4)
+    assert np.abs(stored["b_codes"].astype(np.int64)).max() <= 2**30
+    y = run(written, feeds(proto))["y"]
+    np.testing.assert_allclose(y[0, 1:3].mean(axis=(1, 2)), b[1:3], atol=0.1)
+    assert any(layer.accumulated > 30 for layer in report.layers)
+
+
+@pytest.mark.parametrize("bits", [8, 2])
+def test_channels_and_layers_of_zeros_stay_zero(tmp_path, bits):
+    w1 = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    w1[3] = 0.0
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w1) r = Relu(a) k = Conv(r, w2) y = Conv(k, w3) }}",
+        w1=w1, w2=np.zeros((4, 8, 1, 1), np.float32), w3=(4, 4, 1, 1),
+    )  # fmt: skip
+    _, written = converted(tmp_path, proto, bits=bits)
+    assert not run(written, feeds(proto))["y"].any()
+    scales = [x for name, x in initializers(written).items() if name.endswith("_scale")]
+    assert all((np.isfinite(s) & (s >= np.finfo(np.float32).tiny)).all() for s in scales)
+
+
+@pytest.mark.parametrize("name", ["w1", "b1"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_damaged_weight_is_refused_by_name(tmp_path, name, value):
+    damaged = {"w1": np.ones((8, 3, 3, 3), np.float32), "b1": np.ones(8, np.float32)}
+    damaged[name].flat[0] = value
+    proto = build(f"{IMAGE} {{ {FIRST} h = Relu(a) {LAST} }}", **CONVS | damaged)
+    with pytest.raises(UnsupportedModel, match=r"of Conv_a has 1 NaN or infinite values"):
+        quantize(proto, tmp_path)
+
+
+def test_a_tensor_without_elements_stays_float_with_a_reason(tmp_path):
+    proto = build(
+        f"{IMAGE} {{ {FIRST} e = Slice(a, one, one) k = Concat<axis=0>(a, e) h = Relu(k) {LAST} }}",
+        **CONVS, one=np.array([1]),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    reasons = [skip.why for skip in report.outcomes["quantize-activations"].skips]
+    assert reasons == ["e was empty on the calibration data"]
+    assert len(report.kernels.integer) == 2
+
+
+def test_a_layer_that_saw_no_data_stays_float_with_a_reason(tmp_path):
+    proto = build(
+        "(float[N,3,9,9] x) => (float[] y) { a = Conv(x, w1) e = Slice(a, two, nine) "
+        "k = Conv(e, w2) r = Relu(k) p = Conv(r, w2) y = Concat<axis=0>(a, p) }",
+        w1=(8, 3, 3, 3), w2=(8, 8, 1, 1), two=np.array([2]), nine=np.array([9]),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    assert report.why_float == {
+        "Conv_k": "e was empty on the calibration data",
+        "Conv_p": "r was empty on the calibration data",
+    }
+
+
+def test_a_tensor_with_infinite_values_stays_float_with_a_reason(tmp_path):
+    proto = build(
+        f"{IMAGE} {{ {FIRST} r = Div(a, zero) k = Conv(r, w2) s = Softmax<axis=1>(a) "
+        "h = Add(s, a) n = Conv(h, w2) y = Concat<axis=1>(k, n) }",
+        **CONVS, w2=(8, 8, 1, 1), zero=np.float32(0),
+    )  # fmt: skip
+    source = [feeds(proto, seed) for seed in range(3)]
+    report, _ = quantize(proto, tmp_path, samples=source)
+    assert report.why_float["Conv_k"] == "r had NaN or infinite values on calibration data"
+    assert set(report.kernels.integer) == {"Conv_a", "Conv_n"}

@@ -1,0 +1,148 @@
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from onnxq.layers import layers
+from onnxq.passes.normalize import Normalize
+from tests.graphs import after, build, feeds, ops, run
+
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "value = float[4] {1, 2, 3, 4}",
+        "value_float = 0.25",
+        "value_floats = [1.0, 2.0, 3.0, 4.0]",
+    ],
+)
+def test_a_constant_node_becomes_a_float32_initializer(constant):
+    proto = build(f"(float[2,4] x) => (float[] y) {{ c = Constant<{constant}>() y = Mul(x, c) }}")
+    model, _ = after(proto, Normalize())
+    (mul,) = model.graph.nodes
+    assert mul.inputs[1].values.dtype == np.float32
+
+
+def test_constant_nodes_of_integers_become_int64():
+    proto = build(
+        "(float[2,4] x) => (float[] y) { c = Constant<value_int = 1>() n = Constant<value_ints = [2, 1]>() "
+        "a = Tile(x, n) y = Gather(a, c) }"
+    )
+    model, _ = after(proto, Normalize())
+    tile, gather = model.graph.nodes
+    assert (tile.inputs[1].values.dtype, tile.inputs[1].values.tolist()) == (np.int64, [2, 1])
+    assert (gather.inputs[1].values.dtype, gather.inputs[1].values.tolist()) == (np.int64, 1)
+
+
+def test_a_sparse_constant_or_a_string_stays_a_node():
+    values = onnx.numpy_helper.from_array(np.array([2.0], np.float32), "")
+    indices = onnx.numpy_helper.from_array(np.array([1]), "")
+    proto = build(
+        "(float[2,4] x) => (float[] y, string[] t) { c = Constant() n = Neg(c) y = Mul(x, n) "
+        's = Constant<value_string = "text">() t = Identity(s) }'
+    )
+    sparse = onnx.helper.make_sparse_tensor(values, indices, [4])
+    proto.graph.node[0].attribute.append(onnx.helper.make_attribute("sparse_value", sparse))
+    model, _ = after(proto, Normalize())
+    assert sorted(ops(model)) == ["Constant", "Constant", "Identity", "Mul", "Neg"]
+    assert run(model.to_proto(), feeds(proto))["t"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weight"),
+    [
+        ("h = Cast<to=1>(w)", rng.standard_normal((6, 4)).astype(np.float16)),
+        ("h = Cast<to=1>(w)", rng.standard_normal((6, 4))),
+        ("h = Cast<to=1>(w)", rng.standard_normal((6, 4)).astype(ml_dtypes.bfloat16)),
+        ("h = Identity(w)", rng.standard_normal((6, 4)).astype(np.float32)),
+        ("a = Transpose(w) h = Transpose(a)", rng.standard_normal((6, 4)).astype(np.float32)),
+        ("a = Mul(w, w) h = Sqrt(a)", rng.standard_normal((6, 4)).astype(np.float32)),
+    ],
+)
+def test_what_is_computed_from_constants_becomes_a_weight(nodes, weight):
+    proto = build(f"(float[2,4] x) => (float[] y) {{ {nodes} y = Gemm<transB=1>(x, h) }}", w=weight)
+    model, _ = after(proto, Normalize())
+    (layer,) = layers(model)
+    expected = np.abs(weight) if "Sqrt" in nodes else weight.astype(np.float32)
+    np.testing.assert_allclose(layer.weight, expected, rtol=1e-6)
+
+
+def test_random_constants_stay_random():
+    proto = build(
+        "(float[2,4] x) => (float[] y) { r = RandomNormal<shape=[2,4]>() n = Neg(r) y = Add(x, n) }"
+    )
+    model, outcome = after(proto, Normalize())
+    assert ops(model) == ["RandomNormal", "Neg", "Add"]
+    assert not outcome
+
+
+def test_a_large_result_of_little_is_left_to_be_made_at_load():
+    proto = build(
+        "(float[300,300] x) => (float[] y) { o = ConstantOfShape(n) y = Add(x, o) }",
+        n=np.array([300, 300]),
+    )
+    model, outcome = after(proto, Normalize())
+    assert ops(model) == ["ConstantOfShape", "Add"]
+    assert [skip.why for skip in outcome.skips] == ["its 360000 bytes are made at load"]
+
+
+def test_a_constant_that_is_an_output_stays_one():
+    proto = build(
+        "(float[2] x) => (float[] y, float[] k) "
+        "{ k = Constant<value_floats = [1.0, 2.0]>() y = Add(x, k) }"
+    )
+    model, _ = after(proto, Normalize())
+    assert "k" in [output.name for output in model.graph.outputs]
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+
+
+def test_half_precision_is_widened_between_two_casts():
+    proto = build(
+        "(float16[2,4] x, int64[1] n) => (float16[] y, int64[] m) "
+        "{ a = Gemm(x, w, b) c = Cast<to=10>(a) y = Relu(c) m = Neg(n) }",
+        w=rng.standard_normal((4, 3)).astype(np.float16),
+        b=rng.standard_normal(3).astype(np.float16),
+    )
+    model, outcome = after(proto, Normalize())
+    assert sorted(ops(model)) == ["Cast", "Cast", "Cast", "Gemm", "Neg", "Relu"]
+    assert all(constant.dtype != np.float16 for constant in model.constants())
+    assert [t.dtype for t in model.graph.inputs] == [np.float16, np.int64]
+    assert outcome.edits[0].what == "2 constants widened to float32"
+    assert len(list(layers(model))) == 1
+
+
+def test_half_precision_with_control_flow_is_left_with_a_reason():
+    proto = build(
+        "(float16[2,4] x, bool c) => (float16[] y) { a = MatMul(x, w) "
+        "y = If (c) <then_branch = one () => (float16[] u) { u = Relu(a) }, "
+        "else_branch = two () => (float16[] t) { t = Neg(a) }> }",
+        w=rng.standard_normal((4, 4)).astype(np.float16),
+    )
+    model, outcome = after(proto, Normalize())
+    assert model.constants()[0].dtype == np.float16
+    assert [skip.where for skip in outcome.skips] == ["float16"]
+
+
+def test_factors_of_a_gemm_move_into_its_constants():
+    proto = build(
+        "(float[2,4] x) => (float[] y) { y = Gemm<alpha=0.5,beta=2.0>(x, w, b) }",
+        w=(4, 3), b=(3,),
+    )  # fmt: skip
+    weight, bias = (onnx.numpy_helper.to_array(t) for t in proto.graph.initializer)
+    model, _ = after(proto, Normalize())
+    (layer,) = layers(model)
+    np.testing.assert_array_equal(layer.weight, weight * np.float32(0.5))
+    np.testing.assert_array_equal(layer.bias, bias * np.float32(2.0))
+    assert not layer.node.attrs.keys() & {"alpha", "beta"}
+
+
+def test_a_factor_on_a_computed_bias_stays_with_a_reason():
+    proto = build(
+        "(float[2,4] x, float[3] b) => (float[] y) { y = Gemm<alpha=0.5,beta=2.0>(x, w, b) }",
+        w=(4, 3),
+    )
+    model, outcome = after(proto, Normalize())
+    assert model.graph.nodes[0].attrs["beta"] == 2.0
+    assert [skip.why for skip in outcome.skips] == ["beta multiplies a bias that is not constant"]
