@@ -321,9 +321,9 @@ def _verify(
         if x.shape != after[name].shape:
             raise PassError(f"the exact passes changed the shape of output {name}")
         finite = np.isfinite(x)
-        change = np.abs(x - after[name], where=finite, out=np.zeros(x.shape))
+        change = np.subtract(x, after[name], where=finite, out=np.zeros(x.shape))
         largest = np.abs(x, where=finite, out=np.zeros(x.shape)).max()
-        worst = max(worst, float(change.max() / max(largest, 1e-6)))
+        worst = max(worst, float(np.abs(change).max() / max(largest, 1e-6)))
     half = any(x.dtype == np.float16 for x in before.values())
     if worst > (TOLERANCE_HALF if half else TOLERANCE):
         raise PassError(

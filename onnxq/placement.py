@@ -29,7 +29,7 @@ COMPANIONS = {
 ACTIVATIONS = {"Relu", "Clip"}
 MOVES = {
     "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape",
-    "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
 READERS_OF_SHAPE = {"Shape", "Size"}
 
@@ -77,12 +77,13 @@ def place(model: Model) -> Placement:
     placement = Placement(captured=captured)
     nodes = model.graph.nodes
     ends = {layer.end.name for layer in layers(model) if layer.end is not layer.node}
+    counts = _counts(model)
     for node in nodes:
-        if node.name in ends:
+        if node.name in ends or node.name in counts:
             continue
         if (why := _obstacle(model, node)) is None:
             placement.integer.add(node.name)
-        elif node.op in WEIGHTED or (node.op in COMPANIONS and not _counts(node)):
+        elif node.op in WEIGHTED or node.op in COMPANIONS:
             placement.why_float[node.name] = why
     changed = True
     while changed:
@@ -149,7 +150,9 @@ def _wanted(model: Model, placement: Placement) -> set[str]:
     for node in reversed(model.graph.nodes):
         if node.name in placement.integer:
             wanted |= {t.name for t in data_inputs(node)}
-        elif _moves(node) and any(t.name in wanted for t in node.outputs):
+        elif node.name in model.kept_float or not _moves(node):
+            continue
+        elif any(t.name in wanted for t in node.outputs):
             wanted.add(node.inputs[0].name)
     return wanted
 
@@ -229,9 +232,20 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
     return None if node.op in COMPANIONS else "it has no integer kernel in onnxruntime"
 
 
-def _counts(node: gs.Node) -> bool:
-    """Whether a node computes with shapes and indices rather than activations."""
-    return any(t.dtype is not None and t.dtype != np.float32 for t in node.inputs)
+def _counts(model: Model) -> set[str]:
+    """Nodes that compute with shapes and indices rather than activations."""
+    found: set[str] = set()
+    numbers: set[str] = set()
+    for node in model.graph.nodes:
+        data = node.inputs[:1] if node.op in MOVES else node.inputs
+        foreign = any(t.dtype is not None and t.dtype != np.float32 for t in data)
+        carries = node.op in MOVES | COMPANIONS | {"Div", "Sub"} and (
+            foreign or any(t.name in numbers for t in data)
+        )
+        if node.op in READERS_OF_SHAPE or carries:
+            found.add(node.name)
+            numbers |= {t.name for t in node.outputs}
+    return found
 
 
 def _layer_obstacle(layer: Layer) -> str | None:

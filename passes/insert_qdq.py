@@ -16,7 +16,12 @@ import onnx_graphsurgeon as gs
 from onnxq.layers import Layer, layer_of
 from onnxq.model import FLOAT, INT8, Model
 from onnxq.numerics import affine
-from onnxq.numerics.bias import exact_codes, quantize_bias, safe_weight_scale
+from onnxq.numerics.bias import (
+    exact_codes,
+    free_weight_scale,
+    quantize_bias,
+    safe_weight_scale,
+)
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, place
 from onnxq.spec import Array, Floats, QParams, QTensor
@@ -206,16 +211,16 @@ class _Emitter:
         )
 
     def _fit_bias(self, layer: Layer, weight: QTensor, bias: Floats, input_scale: float) -> QTensor:
-        """Requantize the channels whose bias would overflow int32 on their present scale."""
-        params = weight.params
-        scale = safe_weight_scale(params.scale, bias, input_scale)
-        if np.array_equal(scale, params.scale):
-            return weight
-        raised = QParams(scale, params.zero_point, params.axis, params.spec)
-        codes = affine.quantize(affine.dequantize(weight.codes, params), raised)
-        count = int(np.sum(scale != params.scale))
-        self.outcome.remark(layer.name, f"weight scale raised on {count} channels to fit the bias")
-        return QTensor(codes, raised)
+        """Requantize the channels whose bias would overflow int32, or vanish, on their scale."""
+        params, codes = weight.params, weight.codes
+        dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, params.axis))
+        free = free_weight_scale(params.scale, bias, input_scale, np.asarray(dead))
+        scale = safe_weight_scale(free, bias, input_scale)
+        if count := int(np.sum(scale != free)):
+            what = f"weight scale raised on {count} channels to fit the bias"
+            self.outcome.remark(layer.name, what)
+        fitted = QParams(scale, params.zero_point, params.axis, params.spec)
+        return QTensor(affine.quantize(affine.dequantize(codes, params), fitted), fitted)
 
     def _float_layer(self, layer: Layer) -> None:
         """Stored weight of a layer that computes in floats, and a bias that keeps it so.

@@ -69,10 +69,13 @@ class QuantizeActivations(Pass):
                 touched.append(placement.results[node.name])
             seen = {name: _seen(tensors[name], statistics) for name in touched}
             for name, stats in seen.items():
-                if stats.count == 0:
-                    reasons[node.name] = f"{name} was empty on the calibration data"
-                elif stats.nonfinite:
-                    reasons[node.name] = f"{name} had NaN or infinite values on calibration data"
+                if stats.nonfinite:
+                    why = f"{name} had NaN or infinite values on calibration data"
+                elif stats.count == 0:
+                    why = f"{name} was empty on the calibration data"
+                else:
+                    continue
+                reasons.setdefault(node.name, why)
             if node.op == "Concat" and node.name not in reasons:
                 spans = [max(-seen[t.name].lo, seen[t.name].hi) for t in node.inputs]
                 if min(spans) > 0 and max(spans) / min(spans) > WIDEST_CONCAT:

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxq.numerics.metrics import Fidelity
-from tests.graphs import feeds, quantize, run
+from tests.graphs import quantize, run
 
 # The optimised graph may round a tie the other way, and a code that flips early moves later ones.
-# Measured: 99 of 100 graphs agree to 100 dB. Requantized or misread tensors are below 30 dB.
-SAME = 40.0
+# All but a few in a thousand graphs agree to 100 dB; the worst are means of two codes, at 37 dB. A
+# requantized weight shows below 30 dB. Where levels are few, one flip is much noise: there it may
+# also be so many steps of the output's range.
+SAME_DB, SAME_STEPS = 30.0, 3
 
 
 class Net:
@@ -73,21 +75,22 @@ class Net:
     # -- one method for each kind of node ----------------------------------------------------------
 
     def conv(self, op="Conv"):
-        x = self.pick(4)
+        x = self.pick(3, 4, 5)
         if x is None:
             return
-        c = self.shapes[x][1]
+        c, *spatial = self.shapes[x][1:]
+        axes = len(spatial)
         group = self.draw(st.sampled_from([g for g in (1, 2, c) if c % g == 0]))
         out = self.draw(st.sampled_from([group, 2 * group] if group > 2 else [2, 4, 6]))
-        k = min(self.draw(st.sampled_from([1, 2, 3])), *self.shapes[x][2:])
-        shape = (out, c // group, k, k) if op == "Conv" else (c, out // group, k, k)
-        inputs = [x, self.normal(*shape, gain=(c // group * k * k) ** -0.5)]
+        k = min(self.draw(st.sampled_from([1, 2, 3])), *spatial)
+        channels = (out, c // group) if op == "Conv" else (c, out // group)
+        inputs = [x, self.normal(*channels, *[k] * axes, gain=(c // group * k**axes) ** -0.5)]
         if self.draw(st.booleans()):
             inputs.append(self.normal(out))
         stride = self.draw(st.sampled_from([1, 1, 2]))
-        pads = self.draw(st.lists(st.integers(0, 1), min_size=4, max_size=4))
+        pads = self.draw(st.lists(st.integers(0, 1), min_size=2 * axes, max_size=2 * axes))
         padding = {"pads": pads} if self.draw(st.booleans()) else {"auto_pad": "SAME_UPPER"}
-        self.add(op, *inputs, group=group, strides=[stride, stride], **padding)
+        self.add(op, *inputs, group=group, strides=[stride] * axes, **padding)
 
     def deconv(self):
         self.conv("ConvTranspose")
@@ -158,21 +161,21 @@ class Net:
         self.add("Concat", x, *others, axis=axis)
 
     def pool(self):
-        x = self.pick(4)
-        if x is None:
+        x = self.pick(3, 4, 5)
+        if x is None or min(self.shapes[x][2:]) <= 2:
             return
+        axes = len(self.shapes[x]) - 2
         op = self.draw(st.sampled_from(["MaxPool", "AveragePool", "GlobalAveragePool"]))
         attrs = {}
         if op != "GlobalAveragePool":
-            # Of kernels no larger than strides or pads, onnxruntime gets shapes wrong.
-            attrs["kernel_shape"] = [2, self.draw(st.integers(2, 3))]
-            attrs["strides"] = [self.draw(st.integers(1, 2))] * 2
-            attrs["ceil_mode"] = int(self.draw(st.booleans()))
-            attrs["pads"] = [int(self.draw(st.booleans()))] * 4
-        if op == "AveragePool" and self.draw(st.booleans()):
-            attrs["count_include_pad"] = 1
-        if min(self.shapes[x][2:]) > 2:
-            self.add(op, x, **attrs)
+            attrs["kernel_shape"] = [2, self.draw(st.integers(2, 3)), 2][-axes:]
+            attrs["strides"] = [self.draw(st.integers(1, 2))] * axes
+            # With both, onnx and onnxruntime disagree on the shape.
+            padding = ({}, {"pads": [1] * 2 * axes}, {"ceil_mode": 1})
+            attrs |= self.draw(st.sampled_from(padding))
+        if op == "AveragePool" and "pads" in attrs:
+            attrs["count_include_pad"] = int(self.draw(st.booleans()))
+        self.add(op, x, **attrs)
 
     def activation(self):
         op = self.draw(st.sampled_from(["Relu", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Softmax"]))
@@ -267,40 +270,51 @@ def models(draw):
     ends = [name for name in net.shapes if name != "x" and name not in read]
     if draw(st.integers(0, 4)) == 0:
         ends.append(draw(st.sampled_from([n for n in net.shapes if n != "x"])))
-    return net.proto(net.nodes, list(dict.fromkeys(ends)))
+    proto = net.proto(net.nodes, list(dict.fromkeys(ends)))
+    if draw(st.booleans()):
+        for info in (*proto.graph.input, *proto.graph.output):
+            for size in info.type.tensor_type.shape.dim:
+                size.Clear()
+    return proto, net.shapes["x"]
 
 
-def sqnr(reference, x):
+def assert_same(plain, fast, act_bits):
+    assert fast.shape == plain.shape
+    assert np.isfinite(fast).all()
     fidelity = Fidelity()
-    fidelity.update(reference, x)
-    return fidelity.sqnr
+    fidelity.update(plain, fast)
+    if fidelity.sqnr < SAME_DB and act_bits in range(2, 8):
+        step = (max(plain.max(), 0.0) - min(plain.min(), 0.0)) / (2**act_bits - 1)
+        assert np.abs(fast - plain).max() <= SAME_STEPS * step
+    else:
+        assert fidelity.sqnr >= SAME_DB
 
 
-def convert_and_check(folder, proto, bits, act_bits, kept):
+def convert_and_check(folder, net, bits, act_bits, kept):
+    proto, shape = net
     onnx.checker.check_model(proto, full_check=True)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(4)]
     names = [node.name for node in proto.graph.node]
     keep_float = tuple({names[i % len(names)] for i in kept} - {names[0]})
     report, file = quantize(
-        proto, folder, bits=bits, act_bits=act_bits, keep_float=keep_float,
-    )  # fmt: skip
+        proto, folder, samples, bits=bits, act_bits=act_bits, keep_float=keep_float
+    )
     written = onnx.load(file)
     onnx.checker.check_model(written, full_check=True)
-    values = feeds(proto, seed=1)
-    fast, plain = run(written, values), run(written, values, optimize=False)
-    for name, truth in plain.items():
-        assert np.isfinite(fast[name]).all()
-        assert truth.shape == fast[name].shape
-        assert sqnr(truth, fast[name]) >= SAME, name
-    for name in report.kernels.floating:
-        assert "fuse" not in report.why_float[name], name
+    fast = run(written, samples[0])
+    for name, plain in run(written, samples[0], optimize=False).items():
+        assert_same(plain, fast[name], act_bits)
+    assert report.kernels.total
+    assert not any("did not fuse" in report.why_float[name] for name in report.kernels.floating)
 
 
-CASES = dict(
-    proto=models(),
-    bits=st.integers(2, 8),
-    act_bits=st.one_of(st.just(8), st.integers(2, 8), st.just("float")),
-    kept=st.lists(st.integers(0, 9), max_size=2),
-)
+CASES = {
+    "net": models(),
+    "bits": st.integers(2, 8),
+    "act_bits": st.one_of(st.just(8), st.integers(2, 8), st.just("float")),
+    "kept": st.lists(st.integers(0, 9), max_size=2),
+}
 FIXED = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

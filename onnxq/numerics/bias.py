@@ -6,10 +6,12 @@ s_b = s_x s_w,   b_int = round(b / s_b),   z = 0
 import numpy as np
 
 from onnxq.numerics.affine import TINY
-from onnxq.spec import Floats, Ints
+from onnxq.spec import Array, Floats, Ints
 
 # Half the int32 range, so that the products have the other half.
 BIAS_MAX = 2.0**30
+# Codes for the bias of a channel of zeros, where nothing else asks for a scale.
+FREE_CODES = 2.0**16
 
 
 def safe_weight_scale(scale: Floats, bias: Floats, input_scale: float) -> Floats:
@@ -29,6 +31,22 @@ def safe_weight_scale(scale: Floats, bias: Floats, input_scale: float) -> Floats
     largest = np.abs(bias) if scale.ndim else np.abs(bias).max(initial=0.0)
     needed = np.maximum(largest.astype(np.float64) / BIAS_MAX, 2.0 * TINY) / input_scale
     return np.maximum(scale, np.nextafter(needed.astype(np.float32), np.float32(np.inf)))
+
+
+def free_weight_scale(scale: Floats, bias: Floats, input_scale: float, dead: Array) -> Floats:
+    """The weight scales, chosen for the bias where all weights are zero.
+
+    Any s_w stands for zeros, but with the neutral 1 a large s_x would round the bias away.
+
+    Args:
+        scale: float32 () or (c_out,).
+        bias: (c_out,).
+        input_scale: s_x.
+        dead: Where all weights are zero, of the shape of ``scale``.
+    """
+    largest = np.abs(bias) if scale.ndim else np.abs(bias).max(initial=0.0)
+    free = (largest.astype(np.float64) / FREE_CODES / input_scale).astype(np.float32)
+    return np.where(dead & (free >= TINY), free, scale)
 
 
 def quantize_bias(bias: Floats, weight_scale: Floats, input_scale: float) -> tuple[Ints, Floats]:

@@ -80,7 +80,8 @@ MODELS = {
         w=(6, 4, 3, 3), **norm(6), **norm(6, "2"),
     ),
     "grouped deconv norm": build(
-        f"{IMAGE} {{ a = ConvTranspose<group=2,strides=[2,2]>(x, w, b) y = {NORM}(a, g, s, m, v) }}",
+        f"{IMAGE} {{ a = ConvTranspose<group=2,strides=[2,2]>(x, w, b) "
+        f"y = {NORM}(a, g, s, m, v) }}",
         w=(4, 3, 3, 3), b=(6,), **norm(6),
     ),
     "gemm norm": build(
@@ -123,7 +124,8 @@ MODELS = {
         w=(4, 4, 3, 3), b=(4,), r=np.array([1, 4, 1, 1]),
     ),
     "shared by gemm and matmul": build(
-        f"{ROWS} {{ a = Gemm(x, w, b) c = Gemm<transB=1>(a, w, b) d = MatMul(c, w) y = Add(d, b) }}",
+        f"{ROWS} {{ a = Gemm(x, w, b) c = Gemm<transB=1>(a, w, b) d = MatMul(c, w) "
+        "y = Add(d, b) }",
         w=(4, 4), b=(4,),
     ),
     "identities": build(
@@ -201,8 +203,9 @@ MODELS = {
         zero=np.array(0),
     ),
     "means of other types and ranks": build(
-        "(double[2,4,6,6] x, float[2,3,4] t, int64[1,2,3,3] n) => (double[] a, float[] b, int64[] c) "
-        "{ a = ReduceMean<axes=[2,3]>(x) b = ReduceMean<axes=[1,2]>(t) "
+        "(double[2,4,6,6] x, float[2,3,4] t, int64[1,2,3,3] n) => "
+        "(double[] a, float[] b, int64[] c) { a = ReduceMean<axes=[2,3]>(x) "
+        "b = ReduceMean<axes=[1,2]>(t) "
         "c = ReduceMean<axes=[2,3]>(n) }"
     ),
     "if": build(

@@ -27,8 +27,8 @@ def test_a_constant_node_becomes_a_float32_initializer(constant):
 
 def test_constant_nodes_of_integers_become_int64():
     proto = build(
-        "(float[2,4] x) => (float[] y) { c = Constant<value_int = 1>() n = Constant<value_ints = [2, 1]>() "
-        "a = Tile(x, n) y = Gather(a, c) }"
+        "(float[2,4] x) => (float[] y) { c = Constant<value_int = 1>() "
+        "n = Constant<value_ints = [2, 1]>() a = Tile(x, n) y = Gather(a, c) }"
     )
     model, _ = after(proto, Normalize())
     tile, gather = model.graph.nodes
