@@ -1,7 +1,5 @@
 """Small models: nodes as text, weights filled in; and what onnxruntime makes of them."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -66,9 +64,8 @@ def feeds(proto, seed=0, batch=1):
     return found
 
 
-def run(model, values, *, optimize=True, taps=()):
-    """Outputs, and other tensors, of a model proto or file by name."""
-    proto = onnx.load(model) if isinstance(model, Path) else model
+def run(proto, values, *, optimize=True, taps=()):
+    """Outputs, and tensors tapped inside, by name."""
     if taps:
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
         proto.graph.output.extend(onnx.ValueInfoProto(name=tap) for tap in taps)
