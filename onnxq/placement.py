@@ -175,14 +175,15 @@ def _returns_floats(model: Model, node: gs.Node) -> bool:
     """Whether the integer kernel of a node needs no QuantizeLinear behind it.
 
     That of a Gemm or MatMul does not, unless onnxruntime takes what follows for part of it first:
-    a Relu or Clip with one reader, or an Add that makes a Gemm of a MatMul.
+    a Relu or Clip with one reader, or an Add that makes a Gemm of a MatMul. A Relu that is kept
+    float it may drop in favour of a QuantizeLinear behind it, which other readers then rule out.
     """
     if node.op not in ("Gemm", "MatMul"):
         return False
     end = end_of(model, node)
     readers = end.outputs[0].outputs
     if len(readers) != 1:
-        return True
+        return not any(r.op in ACTIVATIONS and r.name in model.kept_float for r in readers)
     if readers[0].op == "Add" and end.op == "MatMul":
         return any(
             (t.shape is not None and len(t.shape) > 2) or (_constant(t) and t.values.size == 1)

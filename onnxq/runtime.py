@@ -29,8 +29,9 @@ MOST_WORKERS = 8
 # Operators of the optimised graph that compute in integers, beyond those named QLinear...
 INTEGER_KERNELS = {"QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 
-# Optimizers of onnxruntime that lose an output: that of a Gemm between two Transposes.
-LOSING_OUTPUTS = ["GemmTransposeFusion"]
+# Optimizers of onnxruntime that lose an output: that of a Gemm between two Transposes, or of one of
+# two Convs that are added.
+LOSING_OUTPUTS = ["GemmTransposeFusion", "ConvAddActivationFusion"]
 
 
 @dataclass(frozen=True)

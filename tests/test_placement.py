@@ -207,6 +207,16 @@ def test_whatever_stays_float_has_its_reason(nodes, where, why):
     assert where not in placement.integer
 
 
+def test_a_dense_layer_beside_a_relu_that_is_kept_float_runs_on_integers(tmp_path):
+    proto = build(
+        "(float[4,16] x) => (float[] y, float[] z) "
+        "{ a = Gemm(x, w1) r = Relu(a) y = Gemm(r, w2) z = Softmax(a) }",
+        w1=(16, 8), w2=(8, 5),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path, keep_float=("Relu_r",))
+    assert report.kernels.floating == []
+
+
 def test_shape_arithmetic_is_not_reported():
     placement = placed(
         "(float[N,3,8,8] x) => (float[] y) { a = Conv(x, w1) n = Shape(a) b = Gather(n, zero) "

@@ -598,6 +598,15 @@ def test_a_gemm_between_transposes_can_be_observed(tmp_path):
     assert {layer.name for layer in report.layers} == {"Gemm_g", "MatMul_y"}
 
 
+def test_one_of_two_convs_that_are_added_can_be_observed(tmp_path):
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w1) k = Conv(x, w2) y = Add(a, k) }}",
+        w1=(8, 3, 3, 3), w2=(8, 3, 3, 3),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto, keep_float=("Conv_k",))
+    assert report.kernels.integer == {"Conv_a": "QLinearConv"}
+
+
 def test_a_one_number_operand_of_higher_rank_keeps_the_rank_of_the_result(tmp_path):
     proto = build(
         f"{ROWS} {{ a = Gemm(x, w1) h = Add(a, k) y = MatMul(h, w2) }}",
