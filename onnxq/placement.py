@@ -4,7 +4,8 @@ Three kinds of node take part, after what onnxruntime's CPU kernels were measure
 
 * A *layer* (Conv, Gemm, MatMul with a constant weight) has an integer kernel and is worth it.
 * A *companion* (Add, Mul, Concat, pools, Sigmoid, LeakyRelu) has one too, but pays only between
-  integer neighbours: all its inputs must be born on integers and something after it must want them.
+  integer neighbours: all its inputs must be on integers already, born there or quantized for a
+  layer, and something after it must want its result.
   Near the outputs nothing does, so decoders of boxes and scores stay float by themselves.
 * A *move* (Reshape, Transpose, Slice, MaxPool, nearest Resize, ...) only rearranges or selects
   values. It runs on the 8-bit codes themselves, exactly, between a QuantizeLinear and the
@@ -90,11 +91,12 @@ def place(model: Model) -> Placement:
         changed = False
         _trace(model, placement)
         wanted = _wanted(model, placement)
+        at_hand = placement.born | _quantized_for_layers(placement, nodes)
         for node in nodes:
             if node.name not in placement.integer or node.op not in COMPANIONS:
                 continue
             why = None
-            if not all(t.name in placement.born for t in node.inputs if not _constant(t)):
+            if not all(t.name in at_hand for t in node.inputs if not _constant(t)):
                 why = "an input comes from a float operator"
             elif _result(model, placement, node)[0].name not in wanted:
                 why = "nothing that follows runs on integers"
@@ -103,6 +105,12 @@ def place(model: Model) -> Placement:
                 placement.why_float[node.name] = why
                 changed = True
     return placement
+
+
+def _quantized_for_layers(placement: Placement, nodes: list[gs.Node]) -> set[str]:
+    """Tensors that a layer needs on a grid, wherever they come from: a companion may share it."""
+    integer = (node for node in nodes if node.name in placement.integer and node.op in WEIGHTED)
+    return {t.name for node in integer for t in data_inputs(node)}
 
 
 def data_inputs(node: gs.Node) -> list[gs.Tensor]:

@@ -281,3 +281,19 @@ def test_custom_operators_are_left_alone_and_never_stop_a_conversion():
     assert (custom.op_type, custom.attribute[0].i, list(custom.input)) == ("Conv", 3, ["a", "w2"])
     weighted = [node.name for node in written.graph.node if node.op_type == "Conv"]
     assert weighted == ["Conv_a", "Conv_t", "Conv_y"]
+
+
+def test_a_residual_behind_a_float_stem_shares_the_grid_of_the_layer():
+    model = from_proto(
+        build(
+            "(float[2,4,6,6] x) => (float[] y) "
+            "{ stem = Conv<pads=[1,1,1,1]>(x, w, b) a = Conv<pads=[1,1,1,1]>(stem, w1, b1) "
+            "r = Add(stem, a) y = Conv<pads=[1,1,1,1]>(r, w2, b2) }",
+            w=(4, 4, 3, 3), b=(4,), w1=(4, 4, 3, 3), b1=(4,), w2=(4, 4, 3, 3), b2=(4,),
+        )
+    )  # fmt: skip
+    stem, add = model.graph.nodes[0], model.graph.nodes[2]
+    model.kept_float = {stem.name: "kept"}
+    placement = place(model)
+    assert add.name in placement.integer
+    assert "stem" in placement.entries
