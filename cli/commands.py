@@ -286,7 +286,8 @@ def demo(output: Path | None, json_file: Path | None) -> int:
     console = out()
     console.print(table)
     console.print("next: onnxq convert model.onnx --calib images/")
-    write_json(json_file, [r.to_dict() for r in reports])
+    speed_values = [asdict(s) for s in speeds]
+    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.data import Batch, Samples, batch_size, batches
+from onnxq.errors import CalibrationError
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.preprocess import Preprocess
@@ -63,7 +64,13 @@ class Calibration:
             for name, observer in observers.items():
                 observer.update(batch.trim(results.pop(name)))
             first = batch.trim(next(iter(batch.feeds.values())))
-            hasher.update(np.ascontiguousarray(first).data)
+            for source in session.inputs:
+                x = np.ascontiguousarray(batch.trim(batch.feeds[source.name]))
+                hasher.update(x.data)
+                if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+                    raise CalibrationError(
+                        f"the calibration data for {source.name} hold NaN or infinite values"
+                    )
             if first.ndim == 4:
                 moments.update(first)
             self.count += batch.valid

@@ -12,7 +12,7 @@ from onnxq.calibration import Calibration, Progress, silent
 from onnxq.data import Images, Samples, batches, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import Comparison, compare
-from onnxq.files import check_writable, discarded_on_failure
+from onnxq.files import check_writable, restored_on_failure
 from onnxq.kernels import census
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import LayerError, layer_errors
@@ -95,8 +95,8 @@ def convert(
     )
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
-    target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
     model = load(source)
+    target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
     check_writable(target, source, force)
     _refuse_quantized(model)
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
@@ -121,10 +121,10 @@ def convert(
     if not model.weights:
         raise UnsupportedModel(f"{source}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     report.notes += model.notes
-    _describe(model, report, chosen, calibration, seed, origin)
+    _describe(model, report, chosen, calibration, seed, preprocessing, origin)
 
-    model.save(target, force)
-    with discarded_on_failure(target):
+    with restored_on_failure(target):
+        model.save(target, force)
         written = _reload(target, source, report)
         report.bytes = file_size(target)
         if original is not None:
@@ -194,6 +194,8 @@ def plan(
         UsageError: There is no such recipe, or its activations need data that are not there.
     """
     if isinstance(recipe, Recipe):
+        if oaq or per_tensor or act_bits is not None or bits != 8:
+            raise UsageError("a recipe says all of --bits, --act-bits, --oaq and --per-tensor")
         chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
     else:
         if recipe is not None and recipe not in NAMED:
@@ -316,11 +318,13 @@ def _verify(
     after = Session(prepared).run(feeds)
     worst = 0.0
     for name, x in before.items():
-        if not np.issubdtype(x.dtype, np.floating) or not x.size:
-            continue
         if x.shape != after[name].shape:
             raise PassError(f"the exact passes changed the shape of output {name}")
+        if not np.issubdtype(x.dtype, np.floating) or not x.size:
+            continue
         finite = np.isfinite(x)
+        if not np.array_equal(finite, np.isfinite(after[name])):
+            raise PassError(f"the exact passes changed where output {name} is finite")
         change = np.subtract(x, after[name], where=finite, out=np.zeros(x.shape))
         largest = np.abs(x, where=finite, out=np.zeros(x.shape)).max()
         worst = max(worst, float(np.abs(change).max() / max(largest, 1e-6)))
@@ -339,25 +343,28 @@ def _describe(
     recipe: Recipe,
     calibration: Calibration | None,
     seed: int,
+    preprocess: Preprocess,
     origin: str,
 ) -> None:
     """Write into the model how it was made, and into the report what was seen of the data."""
     model.metadata["onnxq.version"] = __version__
     model.metadata["onnxq.recipe"] = recipe.to_json()
+    if origin != ASSUMED:
+        model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     if calibration is None:
         report.notes.append("no calibration data: weights only, activations stay float")
         return
     samples, declared = calibration.samples, origin != ASSUMED
     images = isinstance(samples, Images)
-    if declared or images:
-        model.metadata[METADATA_KEY] = calibration.preprocess.model_dump_json()
+    if images:
+        model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     model.metadata["onnxq.calibration"] = calibration.digest
     report.calibration = {
         "count": calibration.count,
         "seed": seed,
         "digest": calibration.digest,
         "origin": origin if images else "none, ready tensors",
-        "preprocess": calibration.preprocess.model_dump(mode="json"),
+        "preprocess": preprocess.model_dump(mode="json"),
         "skipped": dict(samples.skipped),
     }
     if declared:

@@ -149,8 +149,11 @@ class Feeds:
         for feed in self.feeds:
             if seen >= self.size:
                 return
-            yield seen, {name: np.asarray(x) for name, x in feed.items()}
-            seen += len(next(iter(feed.values())))
+            if not isinstance(feed, Mapping) or not feed:
+                raise CalibrationError("every feed is a dict of input name to array")
+            arrays = {name: np.asarray(x) for name, x in feed.items()}
+            yield seen, arrays
+            seen += _rows(arrays)
         if not seen:
             raise CalibrationError("the iterable of feeds is empty, or was used up before")
 
@@ -179,14 +182,16 @@ def batches(samples: Samples, inputs: Sequence[Input], size: int) -> Iterator[Ba
     size = fixed or size
     group: list[tuple[int, dict[str, Array]]] = []
     for key, feed in samples.items():
-        if not samples.regroup:
-            rows = len(next(iter(feed.values())))
+        rows = _rows(feed)
+        if not samples.regroup and fixed in (None, rows):
             yield _checked(Batch(feed, list(range(key, key + rows)), rows), inputs)
             continue
-        if group and (len(group) == size or _shapes(feed) != _shapes(group[0][1])):
-            yield _joined(group, fixed, inputs)
-            group = []
-        group.append((key, feed))
+        for row in range(rows):
+            single = {name: x[row : row + 1] for name, x in feed.items()}
+            if group and (len(group) == size or _shapes(single) != _shapes(group[0][1])):
+                yield _joined(group, fixed, inputs)
+                group = []
+            group.append((key + row, single))
     if group:
         yield _joined(group, fixed, inputs)
 
@@ -320,7 +325,7 @@ def _classes(root: Path, files: Sequence[Path], labels: str | Path) -> list[int]
     if str(labels) == "none":
         return None
     if str(labels) == "auto":
-        folders = sorted({f.relative_to(root).parts[0] for f in files if f.parent != root})
+        folders = sorted(f.name for f in root.iterdir() if f.is_dir())
         if len(folders) < 2 or any(f.parent == root for f in files):
             return None
         return [folders.index(f.relative_to(root).parts[0]) for f in files]
@@ -359,6 +364,14 @@ def _spatial(target: Input, preprocess: Preprocess) -> tuple[int, int] | None:
         return None
     h, w = target.shape[2:4] if preprocess.layout == "nchw" else target.shape[1:3]
     return (h, w) if h and w else None
+
+
+def _rows(feed: Mapping[str, Array]) -> int:
+    """Samples in a feed: the leading size of its first array that has one."""
+    rows = next((len(x) for x in feed.values() if x.ndim), 0)
+    if not rows:
+        raise CalibrationError("a feed holds no samples: arrays have a leading batch axis")
+    return rows
 
 
 def _shapes(feed: Mapping[str, Array]) -> list[tuple[int, ...]]:

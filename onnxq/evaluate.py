@@ -17,6 +17,8 @@ from onnxq.spec import Array
 EXACT_SAMPLES = 16
 # Below this share of equal answers the two graphs are said to disagree.
 EXACT_AGREEMENT = 0.98
+# Likewise, in dB, for models whose answers cannot be counted.
+EXACT_SQNR = 20.0
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Comparison:
         float_top1: Accuracy of the float model; None without labels. Likewise the other three.
         constant_answer: The float model gave one answer to every sample.
         exact: Agreement of the quantized model's optimised and unoptimised graph.
-        exact_sqnr: SQNR in dB of the first output between those two.
+        exact_sqnr: SQNR in dB between those two, of the output where it is least.
         skipped: Samples that could not be read, with the reason.
         classes: Number of classes of a classifier, else 0.
     """
@@ -95,6 +97,9 @@ class Comparison:
     def warnings(self) -> list[str]:
         """What the reader must know before believing the figures."""
         found = []
+        if self.skipped:
+            names = ", ".join(list(self.skipped)[:3])
+            found.append(f"{len(self.skipped)} samples could not be read: {names}")
         if self.constant_answer:
             found.append("the float model gives one answer to every sample: check preprocessing")
         top1 = self.float_top1
@@ -103,6 +108,14 @@ class Comparison:
             found.append(
                 f"the float model is at chance on these data ({top1.percent:.1f} % of {classes} "
                 "classes): check preprocessing and the order of the labels"
+            )
+        for name, fidelity in self.outputs.items():
+            if fidelity.incomparable:
+                found.append(f"output {name} has other shapes than the float model's in places")
+        if self.exact is None and self.exact_sqnr < EXACT_SQNR:
+            found.append(
+                "the optimised and the unoptimised graph differ on this processor "
+                f"({self.exact_sqnr:.1f} dB): its 8-bit products may saturate"
             )
         if self.exact and self.exact.hits < EXACT_AGREEMENT * self.exact.count:
             found.append(
@@ -135,10 +148,9 @@ def compare(
         CalibrationError: The models differ in inputs or outputs, or there are no samples.
     """
     _same_signature(reference, quantized)
-    found = Comparison(outputs={name: Fidelity() for name in reference.outputs})
+    found = Comparison()
     answers: set[int] = set()
-    divergence = 0.0
-    between = Fidelity()
+    between: dict[str, Fidelity] = {}
 
     def run(batch: Batch) -> tuple[Batch, dict[str, Array], dict[str, Array]]:
         both = reference.run(batch.feeds), quantized.run(batch.feeds)
@@ -147,35 +159,53 @@ def compare(
 
     size = batch_size(reference, samples)
     for batch, before, after in in_order(run, batches(samples, reference.inputs, size)):
-        for name, fidelity in found.outputs.items():
-            if np.issubdtype(before[name].dtype, np.floating):
-                fidelity.update(before[name], after[name])
-        logits, other = before[reference.outputs[0]], after[reference.outputs[0]]
-        classifier = len(found.outputs) == 1 and logits.ndim == 2 and logits.shape[1] > 1
-        if exact is not None and found.samples < EXACT_SAMPLES:
-            unoptimized = batch.trim(exact.run(batch.feeds)[reference.outputs[0]])
-            between.update(unoptimized, other)
-            if classifier:
-                found.exact = found.exact or Rate()
-                found.exact.add(unoptimized.argmax(axis=1) == other.argmax(axis=1))
-        if classifier:
-            found.classes = logits.shape[1]
-            found.agreement = found.agreement or Rate()
-            found.agreement.add(logits.argmax(axis=1) == other.argmax(axis=1))
-            divergence += float(kl_divergence(logits, other).sum())
+        for name, x in before.items():
+            found.outputs.setdefault(name, Fidelity()).update(x, after[name])
+        scores = _scores(before, labels is not None)
+        if scores is not None and before[scores].shape == after[scores].shape:
+            logits, other = _flat(before[scores]), _flat(after[scores])
             answers.update(int(a) for a in logits.argmax(axis=1))
-            if labels is not None:
-                truth = np.array([labels[key] for key in batch.keys])
-                _score(found, logits, other, truth)
+            truth = None if labels is None else np.array([labels[key] for key in batch.keys])
+            _judge(found, logits, other, truth)
+        if exact is not None and found.samples < EXACT_SAMPLES:
+            plain = {k: batch.trim(v) for k, v in exact.run(batch.feeds).items()}
+            for k, x in plain.items():
+                between.setdefault(k, Fidelity()).update(x, after[k])
+            if scores is not None and plain[scores].shape == after[scores].shape:
+                found.exact = found.exact or Rate()
+                same = _flat(plain[scores]).argmax(axis=1) == _flat(after[scores]).argmax(axis=1)
+                found.exact.add(same)
         found.samples += batch.valid
         progress("validating", batch.valid, samples.total)
     if not found.samples:
         raise CalibrationError("no samples to validate on")
-    found.kl = divergence / found.samples
-    found.exact_sqnr = between.sqnr
+    found.exact_sqnr = min((f.sqnr for f in between.values() if f.compared), default=math.inf)
     found.constant_answer = len(answers) == 1 and found.samples >= 32
     found.skipped = dict(samples.skipped)
     return found
+
+
+def _judge(found: Comparison, logits: Array, other: Array, truth: Array | None) -> None:
+    """Fold the answers of a classifier in: agreement, divergence and, with labels, accuracy."""
+    found.classes = logits.shape[1]
+    found.agreement = found.agreement or Rate()
+    divergence = found.kl * found.agreement.count + float(kl_divergence(logits, other).sum())
+    found.agreement.add(logits.argmax(axis=1) == other.argmax(axis=1))
+    found.kl = divergence / found.agreement.count
+    if truth is not None:
+        _score(found, logits, other, truth)
+
+
+def _scores(outputs: dict[str, Array], labeled: bool) -> str | None:
+    """The output that scores classes: the only one, or with labels the first of that shape."""
+    fitting = [name for name, x in outputs.items() if _flat(x).ndim == 2 and _flat(x).shape[1] > 1]
+    fitting = [name for name in fitting if np.issubdtype(outputs[name].dtype, np.floating)]
+    return fitting[0] if fitting and (labeled or len(outputs) == 1) else None
+
+
+def _flat(x: Array) -> Array:
+    """Scores (n, classes) without the spatial axes of size 1 some classifiers leave behind."""
+    return x.reshape(x.shape[:2]) if x.ndim > 2 and set(x.shape[2:]) == {1} else x
 
 
 def _score(found: Comparison, logits: Array, other: Array, truth: Array) -> None:

@@ -38,14 +38,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def discarded_on_failure(path: Path) -> Iterator[None]:
-    """Remove a model that was just written, its data file included, if what follows fails."""
+def restored_on_failure(path: Path) -> Iterator[None]:
+    """Put back what lay at ``path`` and its data file, or nothing, if what follows fails."""
+    kept = {f: f.with_name(f".{f.name}.{os.getpid()}.old") for f in (path, data_file(path))}
+    kept = {file: aside for file, aside in kept.items() if file.exists()}
+    for file, aside in kept.items():
+        aside.hardlink_to(file)
     try:
         yield
     except BaseException:
-        for file in (path, data_file(path)):
+        for file in {path, data_file(path)} - kept.keys():
             file.unlink(missing_ok=True)
+        for file, aside in kept.items():
+            aside.replace(file)
         raise
+    finally:
+        for aside in kept.values():
+            aside.unlink(missing_ok=True)
 
 
 def data_file(path: Path) -> Path:

@@ -237,6 +237,8 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
     if node.op == "Concat":
         return "it has a constant operand" if any(map(_constant, node.inputs)) else None
     if node.op == "AveragePool":
+        if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+            return "onnxruntime's integer kernel divides otherwise at a border it rounds up to"
         return "it is dilated" if set(node.attrs.get("dilations", [1])) != {1} else None
     return None if node.op in COMPANIONS else "it has no integer kernel in onnxruntime"
 

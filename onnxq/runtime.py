@@ -95,7 +95,7 @@ class Session:
         self.inputs = [_input(i) for i in self._session.get_inputs()]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """All outputs and taps by name.
+        """All outputs and taps that are tensors, by name.
 
         Raises:
             InputError: onnxruntime cannot run the model on these feeds.
@@ -107,7 +107,8 @@ class Session:
             raise InputError(
                 f"onnxruntime cannot run the model on {shapes}: {_reason(cause)}"
             ) from (cause)
-        return dict(zip(self.outputs, values, strict=True))
+        named = zip(self.outputs, values, strict=True)
+        return {name: value for name, value in named if isinstance(value, np.ndarray)}
 
 
 def optimized_graph(model: Model | Path) -> onnx.GraphProto:

@@ -12,6 +12,10 @@ class Fidelity:
 
     SQNR = 10 log10(sum r^2 / sum (r - x)^2) in dB. The sums of one update run in the arrays' own
     precision: for float32 that moves a figure by less than 0.001 dB.
+
+    Attributes:
+        compared: Pairs folded in.
+        incomparable: Pairs whose shapes differ, which are left out.
     """
 
     def __init__(self) -> None:
@@ -19,9 +23,17 @@ class Fidelity:
         self._noise = 0.0
         self._other = 0.0
         self._product = 0.0
+        self.compared = 0
+        self.incomparable = 0
 
     def update(self, reference: Floats, x: Floats) -> None:
-        """Fold a pair of arrays of one shape in."""
+        """Fold a pair of arrays in; a pair of different shapes is only counted."""
+        if reference.shape != x.shape:
+            self.incomparable += 1
+            return
+        self.compared += 1
+        if not np.issubdtype(reference.dtype, np.floating):
+            reference, x = reference.astype(np.float64), x.astype(np.float64)
         r, q = reference.reshape(-1), x.reshape(-1)
         noise = r - q
         self._signal += float(np.dot(r, r))
@@ -31,14 +43,18 @@ class Fidelity:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantization noise, dB; inf if equal, -inf if there is no signal."""
+        """Signal to noise in dB; inf if equal, -inf without signal, nan without pairs."""
+        if not self.compared:
+            return math.nan
         if self._noise == 0.0:
             return math.inf
         return 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
 
     @property
     def cosine(self) -> float:
-        """Cosine similarity; 1 if both are zero."""
+        """Cosine similarity; 1 if both are zero, nan without pairs."""
+        if not self.compared:
+            return math.nan
         norm = math.sqrt(self._signal * self._other)
         return self._product / norm if norm else float(self._signal == self._other)
 

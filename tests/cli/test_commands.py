@@ -370,7 +370,9 @@ def test_bench_prints_ratios_to_the_first_model(quantized, onnxq, hasty):
 def test_demo_shows_both_widths_and_leaves_what_was_asked_for(tmp_path, onnxq, hasty):
     result = onnxq("demo", "-o", tmp_path / "demo", "--json", tmp_path / "demo.json")
     assert (result.exit_code, result.stderr) == (0, "")
-    for report, width in zip(figures(tmp_path / "demo.json"), ("w8a8", "w4a8"), strict=True):
+    for report, width in zip(
+        figures(tmp_path / "demo.json")["reports"], ("w8a8", "w4a8"), strict=True
+    ):
         assert (tmp_path / "demo" / f"digits.{width}.onnx").is_file()
         assert report["label"] == width
         assert report["validation"]["drop"] < 1
