@@ -79,6 +79,8 @@ class _Emitter:
         else:
             if node.op in READERS_OF_SHAPE and node.inputs[0].name in self.codes:
                 node.inputs[0] = self.codes[node.inputs[0].name]
+            if node.op == "AveragePool" and node.inputs[0].name in self.codes:
+                self._shield(node)
             if (layer := layer_of(node)) is not None:
                 self._float_layer(layer)
 
@@ -131,6 +133,16 @@ class _Emitter:
         self.params[result.name] = params
         grid = self._grid(result.name, params)
         self.model.add("DequantizeLinear", [codes, *grid], result)
+
+    def _shield(self, node: gs.Node) -> None:
+        """Keep a float pool from being fused after all, by a sum of one term before it.
+
+        Between a DequantizeLinear and a QuantizeLinear onnxruntime takes any AveragePool for its
+        integer kernel, also where that kernel computes something else.
+        """
+        term = self.model.variable(f"{node.inputs[0].name}_term")
+        self.model.add("Sum", [node.inputs[0]], term)
+        node.inputs[0] = term
 
     def _move(self, node: gs.Node) -> None:
         """Run a node on codes instead of floats."""

@@ -1,0 +1,147 @@
+"""Evidence about models of any kind, and nothing lost when gathering it fails."""
+
+import numpy as np
+import pytest
+
+import onnxq
+from onnxq.data import open_samples
+from onnxq.errors import CalibrationError, UsageError
+from onnxq.evaluate import compare
+from onnxq.preprocess import PRESETS
+from onnxq.runtime import Session
+from tests.graphs import build
+
+CONV = "a = Conv<pads=[1,1,1,1]>(x, w, b)"
+WEIGHTS = {"w": (4, 3, 3, 3), "b": (4,)}
+
+
+@pytest.fixture
+def converted(tmp_path):
+    def convert(graph, feeds, v=None, **options):
+        source = tmp_path / "m.onnx"
+        more = {} if v is None else {"v": v}
+        source.write_bytes(build(graph, **WEIGHTS, **more).SerializeToString())
+        return onnxq.convert(source, tmp_path / "q.onnx", calib=feeds, **options)
+
+    return convert
+
+
+def images(count, size=7, rows=1):
+    rng = np.random.default_rng(0)
+    return [
+        {"x": rng.standard_normal((rows, 3, size, size)).astype(np.float32)} for _ in range(count)
+    ]
+
+
+def test_an_average_pool_that_rounds_up_over_its_padding_is_right_as_deployed(converted):
+    pool = "AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1,count_include_pad=1>"
+    graph = f"(float[1,3,7,7] x) => (float[] y) {{ {CONV} p = {pool}(a) y = Conv(p, v) }}"
+    report = converted(graph, images(8), v=(4, 4, 1, 1))
+    assert report.fidelity.exact_sqnr > 40
+    assert report.fidelity.outputs["y"].sqnr > 30
+
+
+@pytest.mark.parametrize(
+    "tail", ["y = Greater(a, zero)", "g = ArgMax<axis=1>(a) y = Cast<to=6>(g)"], ids=["bool", "int"]
+)
+def test_outputs_that_are_not_floats_are_compared(converted, tail):
+    graph = f"(float[1,3,7,7] x) => (float[] y) <float zero = {{0.0}}> {{ {CONV} {tail} }}"
+    kind = "bool" if "Greater" in tail else "int32"
+    report = converted(graph.replace("(float[] y)", f"({kind}[] y)"), images(8))
+    figure = report.fidelity.outputs["y"]
+    assert figure.compared == 8
+    assert 5 < figure.sqnr < 60
+
+
+def test_a_shape_that_depends_on_the_data_is_reported_not_fatal(converted):
+    graph = (
+        "(float[1,3,7,7] x) => (float[] y) <float zero = {0.0}, int64[1] flat = {-1}> "
+        f"{{ {CONV} f = Reshape(a, flat) c = Greater(f, zero) y = Compress<axis=0>(f, c) }}"
+    )
+    report = converted(graph, images(16, size=7))
+    assert report.fidelity.outputs["y"].incomparable + report.fidelity.outputs["y"].compared == 16
+    assert report.fidelity.outputs["y"].incomparable > 0
+    assert any("other shapes" in warning for warning in report.warnings)
+
+
+def test_a_failed_run_restores_what_it_was_to_replace(converted, tmp_path, monkeypatch):
+    (tmp_path / "q.onnx").write_text("precious")
+    (tmp_path / "q.onnx.data").write_text("precious too")
+    monkeypatch.setattr("onnxq.conversion.census", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        converted(f"(float[1,3,7,7] x) => (float[] a) {{ {CONV} }}", images(2), force=True)
+    found = {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != "m.onnx"}
+    assert found == {"q.onnx": "precious", "q.onnx.data": "precious too"}
+
+
+def test_feeds_of_any_size_fill_a_fixed_batch(converted):
+    graph = f"(float[4,3,7,7] x) => (float[] a) {{ {CONV} }}"
+    assert converted(graph, images(10, rows=1)).calibration["count"] == 10
+    assert converted(graph, images(5, rows=2), force=True).calibration["count"] == 10
+
+
+@pytest.mark.parametrize("feeds", [[{}], [None], [{"x": np.float32(1)}]], ids=str)
+def test_feeds_that_are_not_are_refused(converted, feeds):
+    with pytest.raises(CalibrationError):
+        converted(f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", feeds)
+
+
+def test_calibration_data_with_nan_are_refused(converted):
+    bad = images(1)
+    bad[0]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(CalibrationError, match="NaN"):
+        converted(f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", bad)
+
+
+def test_the_digest_covers_every_input(tmp_path):
+    proto = build(
+        f"(float[N,3,7,7] x, float[N,4,7,7] z) => (float[] y) {{ {CONV} y = Add(a, z) }}", **WEIGHTS
+    )
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    x = np.ones((2, 3, 7, 7), np.float32)
+    digests = {
+        onnxq.convert(
+            tmp_path / "m.onnx",
+            calib=[{"x": x, "z": np.full((2, 4, 7, 7), value, np.float32)}],
+            force=True,
+        ).calibration["digest"]
+        for value in (1, 7)
+    }
+    assert len(digests) == 2
+
+
+def test_a_class_folder_without_images_keeps_its_index(tmp_path):
+    from PIL import Image
+
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        if name != "c":
+            Image.new("RGB", (7, 7)).save(tmp_path / name / "0.png")
+    inputs = [onnxq.runtime.Input("x", np.dtype(np.float32), (None, 3, 7, 7))]
+    samples = open_samples(tmp_path, inputs, PRESETS["unit"], labels="auto")
+    assert samples.labels == [0, 1, 3]
+
+
+def test_scores_with_spatial_axes_left_behind_are_a_classifier(tmp_path):
+    proto = build(
+        "(float[N,3,7,7] x) => (float[N,4,1,1] y) "
+        f"{{ {CONV} y = GlobalAveragePool(a) }}", **WEIGHTS
+    )  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    session = Session(tmp_path / "m.onnx")
+    feeds = images(6)
+    samples = open_samples(feeds, session.inputs, PRESETS["raw"])
+    found = compare(session, session, samples, labels=[0] * 6)
+    assert found.float_top1 is not None
+    assert found.float_top1.count == 6
+    assert found.drop == 0
+
+
+def test_a_recipe_and_the_flags_it_replaces_do_not_go_together(converted):
+    recipe = onnxq.Recipe.from_dict(
+        {"pass": [{"name": "quantize-weights"}, {"name": "insert-qdq"}]}
+    )
+    with pytest.raises(UsageError, match="a recipe says"):
+        converted(
+            f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", images(1), recipe=recipe, bits=4
+        )
