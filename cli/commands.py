@@ -190,7 +190,8 @@ def inspect(
     found, kernels = run_inspect(load(model), model)
     console.print(_layer_list(found))
     console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
-    write_json(json_file, [asdict(layer) for layer in found])
+    values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
+    write_json(json_file, values | {"total_layers": kernels.total})
     return 0
 
 

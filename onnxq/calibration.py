@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,7 +43,6 @@ class Calibration:
     count: int = 0
     digest: str = ""
     moments: ChannelMoments | None = None
-    notes: list[str] = field(default_factory=list)
 
     def collect(self, model: Model, observers: dict[str, Observer]) -> dict[str, Observer]:
         """Fold every observed tensor of ``model`` over all samples.
@@ -54,7 +53,7 @@ class Calibration:
         session = Session(model, taps=list(observers))
         hasher = hashlib.sha256()
         moments = ChannelMoments(self.preprocess.channel_axis)
-        self.count, self.notes = 0, []
+        self.count = 0
         size = batch_size(session, self.samples)
 
         def run(batch: Batch) -> tuple[Batch, dict[str, Array]]:

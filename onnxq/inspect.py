@@ -38,11 +38,6 @@ class LayerInfo:
     hi: float
     kernel: str
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights."""
-        return int(np.prod(self.shape))
-
 
 def inspect(model: Model, file: Path | None = None) -> tuple[list[LayerInfo], Kernels]:
     """The layers of a float or quantized model, and the kernels onnxruntime runs them on."""

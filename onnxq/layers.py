@@ -118,11 +118,6 @@ class Layer:
         size = int(self.weight_tensor.shape[self.out_axis])
         return size * self.groups if self.op == "ConvTranspose" else size
 
-    @property
-    def depthwise(self) -> bool:
-        """Whether every output channel reads one input channel."""
-        return self.groups > 1 and self.op == "Conv" and self.weight_tensor.shape[1] == 1
-
     def per_output(self, values: Floats) -> Floats:
         """Shape one value per output channel (c_out,) to broadcast over the weight."""
         w = self.weight_tensor

@@ -124,7 +124,6 @@ def test_the_axes_are_two_and_without_sign(
     assert 0 <= layer.in_axis < w.ndim
     assert layer.out_axis != layer.in_axis
     assert (layer.weight_tensor.name, layer.data.name, layer.output.name) == ("w", "x", "y")
-    assert layer.depthwise == (layer.op == "Conv" and layer.groups == x.shape[1])
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["with a bias", "without"])

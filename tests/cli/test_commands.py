@@ -332,8 +332,9 @@ def test_validate_has_a_gate(quantized, onnxq):
 def test_inspect_lists_the_layers(quantized, onnxq, file, bits):
     result = onnxq("inspect", file, "--json", "out.json")
     found = figures(quantized / "out.json")
-    assert len(found) == LAYERS
-    for layer in found:
+    assert found["total_layers"] == len(found["layers"]) == LAYERS
+    assert found["integer_layers"] == (0 if bits == 32 else LAYERS)
+    for layer in found["layers"]:
         assert layer["name"] in result.stdout
         assert layer["bits"] == bits
         assert layer["lo"] < 0 < layer["hi"]
