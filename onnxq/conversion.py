@@ -159,7 +159,7 @@ def validate(
         InputError: A model or the data cannot be used.
     """
     _, _, samples = _opened(reference, quantized, data, preprocess, labels)
-    return compare(
+    found = compare(
         Session(Path(reference)),
         Session(Path(quantized)),
         samples,
@@ -167,6 +167,11 @@ def validate(
         labels=getattr(samples, "labels", None),
         progress=progress,
     )
+    if isinstance(samples, Images) and samples.assumed:
+        found.assumptions.append(f"preprocessing {ASSUMED}")
+    if isinstance(samples, Images) and samples.resized:
+        found.assumptions.append("images are resized to the model's input size")
+    return found
 
 
 def plan(
@@ -251,9 +256,12 @@ def _opened(
     floats, integers = load(reference), load(quantized)
     if preprocess is None and METADATA_KEY in integers.metadata:
         preprocess = Preprocess.model_validate_json(integers.metadata[METADATA_KEY])
-    preprocessing, _ = resolve(preprocess, Path(reference), floats.metadata)
+    preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata)
     inputs = Session(Path(reference)).inputs
-    return floats, integers, open_samples(data, inputs, preprocessing, labels=labels)
+    samples = open_samples(data, inputs, preprocessing, labels=labels)
+    if isinstance(samples, Images):
+        samples.assumed = origin == ASSUMED
+    return floats, integers, samples
 
 
 def _refuse_quantized(model: Model) -> None:

@@ -75,6 +75,7 @@ class Images:
         preprocess: From image to tensor.
         target: The model input the tensor is for.
         labels: Class of each file, or None.
+        assumed: Nobody declared the preprocessing.
         resized: An image had another size than the model's fixed one, and no resize was declared.
     """
 
@@ -84,6 +85,7 @@ class Images:
     labels: Sequence[int] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     resized: bool = False
+    assumed: bool = False
     regroup: bool = True
 
     @property

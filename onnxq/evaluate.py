@@ -60,6 +60,7 @@ class Comparison:
         exact_sqnr: SQNR in dB between those two, of the output where it is least.
         skipped: Samples that could not be read, with the reason.
         classes: Number of classes of a classifier, else 0.
+        assumptions: What was taken for granted about the data, a sentence each.
     """
 
     samples: int = 0
@@ -75,6 +76,7 @@ class Comparison:
     exact_sqnr: float = float("inf")
     skipped: dict[str, str] = field(default_factory=dict)
     classes: int = 0
+    assumptions: list[str] = field(default_factory=list)
 
     @property
     def drop(self) -> float | None:
@@ -96,7 +98,7 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """What the reader must know before believing the figures."""
-        found = []
+        found = list(self.assumptions)
         if self.skipped:
             names = ", ".join(list(self.skipped)[:3])
             found.append(f"{len(self.skipped)} samples could not be read: {names}")

@@ -145,3 +145,18 @@ def test_a_recipe_and_the_flags_it_replaces_do_not_go_together(converted):
         converted(
             f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", images(1), recipe=recipe, bits=4
         )
+
+
+def test_validation_says_what_it_took_for_granted_about_images(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 8), "white").save(tmp_path / "images" / "0.png")
+    graph = f"(float[1,3,7,7] x) => (float[] a) {{ {CONV} }}"
+    for name in ("m.onnx", "q.onnx"):
+        (tmp_path / name).write_bytes(build(graph, **WEIGHTS).SerializeToString())
+    found = onnxq.validate(tmp_path / "m.onnx", tmp_path / "q.onnx", tmp_path / "images")
+    assert [text.split(":")[0] for text in found.warnings] == [
+        "preprocessing assumed",
+        "images are resized to the model's input size",
+    ]
