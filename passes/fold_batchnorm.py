@@ -117,11 +117,10 @@ def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats)
 def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
     bias = _bias(layer)
     assert bias is not None
-    canonical = np.moveaxis(layer.weight, layer.out_axis, 0)
     if layer.op == "ConvTranspose":
-        w = (layer.weight * a.reshape(-1, *(1,) * (layer.weight.ndim - 1))).astype(np.float32)
-        b = bias.astype(np.float32)
+        w, b = fold.scale_inputs(layer.weight, a, layer.in_axis), bias
     else:
+        canonical = np.moveaxis(layer.weight, layer.out_axis, 0)
         w, b = fold.fold_before(canonical, bias, a, d, layer.groups)
         w = np.moveaxis(w, 0, layer.out_axis)
     layer.set_weight(model, w)

@@ -70,6 +70,7 @@ def test_color_layout_and_numbers(steps: dict[str, Any], expected: np.ndarray) -
     [
         ({"resize": 4}, None, nearest(PIXELS, 4, 6)),
         ({"resize": 12}, None, nearest(PIXELS, 12, 18)),
+        ({"resize": 5}, None, nearest(PIXELS, 5, 7)),  # 7.5 is truncated
         ({"resize": (3, 5)}, None, nearest(PIXELS, 3, 5)),
         ({"crop": (4, 5)}, None, PIXELS[1:5, 2:7]),
         ({"crop": (3, 4)}, None, PIXELS[2:5, 2:6]),  # corners 1.5 and 2.5 both round to 2

@@ -10,6 +10,7 @@ All sums run in float64; results are float32.
 
 import numpy as np
 
+from onnxq.numerics.affine import broadcast
 from onnxq.spec import Floats
 
 
@@ -51,3 +52,14 @@ def fold_before(w: Floats, b: Floats, a: Floats, d: Floats, groups: int) -> tupl
     shift = (grouped * d.reshape(per_group)).sum(axis=tuple(range(2, grouped.ndim)))
     scaled = (grouped * a.reshape(per_group)).reshape(w.shape)
     return scaled.astype(np.float32), (b + shift.reshape(-1)).astype(np.float32)
+
+
+def scale_inputs(w: Floats, a: Floats, in_axis: int) -> Floats:
+    """Weight of ``affine then layer`` where the offset is zero: W a, at any border.
+
+    Args:
+        w: Weight with all its input channels at ``in_axis``.
+        a: Factor (c_in,).
+        in_axis: Input channel axis of ``w``.
+    """
+    return np.asarray((w.astype(np.float64) * broadcast(a, w.ndim, in_axis)).astype(np.float32))
