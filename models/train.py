@@ -3,7 +3,6 @@
 A killed run goes on from its last whole epoch when the command is given again.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -158,7 +157,7 @@ def train(name: str, images: Labeled, seed: int, epochs: int | None, device: str
         CHECKPOINTS.mkdir(exist_ok=True)
         temporary = file.with_suffix(".tmp")
         torch.save(state | {"seed": seed, "epochs": recipe.epochs}, temporary)
-        os.replace(temporary, file)
+        temporary.replace(file)
     return net.eval()
 
 

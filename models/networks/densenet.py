@@ -1,4 +1,4 @@
-"""DenseNet-BC for 32x32 images (Huang et al. 2017): concatenation, and normalization before conv."""
+"""DenseNet-BC for 32x32 images (Huang et al. 2017): concatenation, normalization first."""
 
 import torch
 from torch import Tensor, nn
