@@ -111,9 +111,10 @@ def convert(
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
     model.raise_opset(OPSET_4_BITS if chosen.bits <= 4 else OPSET)
-    named_before = {node.name for node in model.graph.nodes}
+    model.kept_float = before = _matching(model, chosen.keep_float)
     report.outcomes |= run(model, chosen.exact, None)
-    model.kept_float = _kept(model, chosen.keep_float, named_before)
+    model.kept_float = _matching(model, chosen.keep_float)
+    _refuse_unknown(model, chosen.keep_float, before | model.kept_float)
     if verify and original is not None:
         report.difference = _verify(original, model, calibration, report)
     prepared = model.clone()
@@ -272,26 +273,29 @@ def _refuse_quantized(model: Model) -> None:
         )
 
 
-def _kept(model: Model, globs: tuple[str, ...], named_before: set[str]) -> dict[str, str]:
-    """Nodes that stay float by the user's wish.
+def _matching(model: Model, globs: tuple[str, ...]) -> dict[str, str]:
+    """Nodes that stay float by the user's wish, each with that reason."""
+    return {
+        node.name: f"kept by --keep-float {glob}"
+        for glob in globs
+        for node in model.graph.nodes
+        if node.name == glob or fnmatch.fnmatchcase(node.name, glob)
+    }
+
+
+def _refuse_unknown(model: Model, globs: tuple[str, ...], kept: dict[str, str]) -> None:
+    """Take a glob for a spelling mistake that matches no node, nor did before the exact passes.
 
     Raises:
-        UsageError: A glob that matches no node, which is a spelling mistake.
+        UsageError: There is one.
     """
-    names = [node.name for node in model.graph.nodes]
-    kept: dict[str, str] = {}
     for glob in globs:
-        matched, known = (
-            [name for name in pool if name == glob or fnmatch.fnmatchcase(name, glob)]
-            for pool in (names, named_before)
-        )
-        if not matched and not known:
+        if not any(name == glob or fnmatch.fnmatchcase(name, glob) for name in kept):
+            names = [node.name for node in model.graph.nodes]
             layers = [node.name for node in model.graph.nodes if node.op in WEIGHTED]
             near = difflib.get_close_matches(glob, [*layers, *names], n=1)
             hint = f"; did you mean {near[0]}?" if near else "; onnxq inspect lists the names"
             raise UsageError(f"--keep-float {glob} matches no node{hint}")
-        kept |= dict.fromkeys(matched, f"kept by --keep-float {glob}")
-    return kept
 
 
 def _session(source: Path, needed: bool, report: Report) -> Session | None:

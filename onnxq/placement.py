@@ -5,11 +5,12 @@ Three kinds of node take part, after what onnxruntime's CPU kernels were measure
 * A *layer* (Conv, Gemm, MatMul with a constant weight) has an integer kernel and is worth it.
 * A *companion* (Add, Mul, Concat, pools, Sigmoid, LeakyRelu) has one too, but pays only between
   integer neighbours: all its inputs must be on integers already, born there or quantized for a
-  layer, and something after it must want its result.
+  layer (of a Concat one input is enough), and something after it must want its result.
   Near the outputs nothing does, so decoders of boxes and scores stay float by themselves.
 * A *move* (Reshape, Transpose, Slice, MaxPool, nearest Resize, ...) only rearranges or selects
   values. It runs on the 8-bit codes themselves, exactly, between a QuantizeLinear and the
-  DequantizeLinear of whoever reads it next.
+  DequantizeLinear of whoever reads it next. A product with a positive constant is one, too: the
+  codes stay and their scale takes the factor.
 
 A Relu or Clip right behind a layer or companion is *absorbed*: the quantizer of the result
 saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes.
@@ -32,7 +33,10 @@ MOVES = {
     "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape",
     "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
+BEFORE = "an input comes from a float operator"
 READERS_OF_SHAPE = {"Shape", "Size"}
+# Factors that a scale can take without leaving the normal floats.
+LEAST_FACTOR, LARGEST_FACTOR = 2.0**-20, 2.0**20
 
 
 @dataclass
@@ -96,14 +100,17 @@ def place(model: Model) -> Placement:
             if node.name not in placement.integer or node.op not in COMPANIONS:
                 continue
             why = None
-            if not all(t.name in at_hand for t in node.inputs if not _constant(t)):
-                why = "an input comes from a float operator"
+            enough = any if node.op == "Concat" else all
+            if not enough(t.name in at_hand for t in node.inputs if not _constant(t)):
+                why = BEFORE
             elif _result(model, placement, node)[0].name not in wanted:
                 why = "nothing that follows runs on integers"
             if why is not None:
                 placement.integer.discard(node.name)
                 placement.why_float[node.name] = why
                 changed = True
+    for name in placement.moves:
+        placement.why_float.pop(name, None)
     return placement
 
 
@@ -144,7 +151,7 @@ def _trace(model: Model, placement: Placement) -> None:
             swallowed |= {a.name for a in activations}
         elif (
             _moves(node)
-            and node.inputs[0].name in placement.born
+            and moved(node).name in placement.born
             and node.name not in swallowed
             and node.name not in model.kept_float
         ):
@@ -161,7 +168,7 @@ def _wanted(model: Model, placement: Placement) -> set[str]:
         elif node.name in model.kept_float or not _moves(node):
             continue
         elif any(t.name in wanted for t in node.outputs):
-            wanted.add(node.inputs[0].name)
+            wanted.add(moved(node).name)
     return wanted
 
 
@@ -200,8 +207,31 @@ def _returns_floats(model: Model, node: gs.Node) -> bool:
     return readers[0].op not in ACTIVATIONS or len(readers[0].outputs[0].outputs) != 1
 
 
+def moved(node: gs.Node) -> gs.Tensor:
+    """The input whose values a move selects, rearranges or multiplies."""
+    return node.inputs[int(node.op == "Mul" and _constant(node.inputs[0]))]
+
+
+def factor(node: gs.Node) -> np.float32 | None:
+    """The constant a node multiplies its data with, if that is all it does and a scale can do it.
+
+    The constant has no axes of its own, which would give a scalar some.
+    """
+    if node.op not in ("Mul", "Div") or node.domain:
+        return None
+    constants = [t for t in node.inputs if _constant(t)]
+    if len(constants) != 1 or (node.op == "Div" and constants[0] is node.inputs[0]):
+        return None
+    (value,) = (t.values for t in constants)
+    if value.ndim or value.dtype != np.float32 or not LEAST_FACTOR <= value <= LARGEST_FACTOR:
+        return None
+    return np.float32(1.0) / value if node.op == "Div" else np.float32(value)
+
+
 def _moves(node: gs.Node) -> bool:
-    """Whether a node could run on codes: it selects or rearranges the values of its first input."""
+    """Whether a node could run on codes: see the module's docstring on moves."""
+    if factor(node) is not None:
+        return True
     if node.op not in MOVES or node.domain:
         return False
     if node.op == "Clip":
@@ -228,6 +258,8 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
     if node.op in WEIGHTED:
         layer = layer_of(node)
         return "it has no constant float32 weight" if layer is None else _layer_obstacle(layer)
+    if factor(node) is not None:
+        return BEFORE
     if node.op in ("Add", "Mul"):
         constants = [t for t in node.inputs if _constant(t)]
         wide = any(t.values.size != 1 or t.dtype != np.float32 for t in constants)

@@ -20,6 +20,7 @@ import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.drop_identities import DropIdentities
+from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.normalize import Normalize
@@ -27,6 +28,7 @@ from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.split_shared import SplitShared
+from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import REGISTRY, Pass
 from onnxq.preprocess import explain
 
@@ -40,6 +42,8 @@ PREPARATION: tuple[Pass, ...] = (
     PoolMeans(),
     SplitShared(),
 )
+# What makes more of a graph run on integers, and would only slow it down in floats.
+EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations())
 
 
 class Recipe(BaseModel):
@@ -161,6 +165,7 @@ def build(
         )
         steps: tuple[Pass, ...] = (*PREPARATION, weights)
         if act_bits != "float":
+            steps = (*PREPARATION, *EXPANSION, weights)
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")
             steps += (QuantizeActivations.of({"bits": act_bits, "range": fitting}),)

@@ -7,6 +7,7 @@ A weight:            int8 -> DequantizeLinear, or int4 -> Cast(int8) -> Dequanti
 Weight of a float layer:  int8 or int4 -> Cast(float) -> Mul(scale), which folds away at load
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -23,7 +24,7 @@ from onnxq.numerics.bias import (
     safe_weight_scale,
 )
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, place
+from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, factor, moved, place
 from onnxq.spec import Array, Floats, QParams, QTensor
 
 EVERYTHING = np.array([-np.inf, np.inf], np.float32)
@@ -60,6 +61,7 @@ class _Emitter:
         self.params: dict[str, QParams] = {}
         self.grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
         self.entered: dict[str, gs.Tensor] = {}
+        self.scalars: dict[bytes, gs.Tensor] = {}
 
     def emit(self, node: gs.Node) -> None:
         """Rewrite one node of the float graph."""
@@ -146,9 +148,16 @@ class _Emitter:
 
     def _move(self, node: gs.Node) -> None:
         """Run a node on codes instead of floats."""
-        source = node.inputs[0].name
+        source = moved(node).name
         params = self.params[source]
         spec = params.spec
+        if (by := factor(node)) is not None:
+            result = node.outputs[0]
+            node.inputs.clear()
+            node.outputs.clear()
+            scaled = replace(params, scale=np.asarray(params.scale * by, np.float32))
+            self._dequantize(self.codes[source], result, scaled)
+            return
         if node.op in ("Relu", "Clip"):
             low, high = affine.quantize(EVERYTHING.clip(*_bounds(node)), params)
             result = node.outputs[0]
@@ -178,6 +187,8 @@ class _Emitter:
 
     def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
         """A one-number operand, whatever its rank, as code 1 times itself, or code 0 minus 1."""
+        if (key := tensor.values.tobytes() + bytes(tensor.values.ndim)) in self.scalars:
+            return self.scalars[key]
         value = np.float32(tensor.values.reshape(()))
         scale = np.abs(value) if value else np.float32(1.0)
         code, zero = (1, 0) if value > 0 else (0, 1) if value < 0 else (0, 0)
@@ -185,6 +196,7 @@ class _Emitter:
         codes = np.full(tensor.shape, code, np.uint8)
         arrays = (codes, np.asarray(scale), np.array(zero, np.uint8))
         self.model.add("DequantizeLinear", self._constants(tensor.name, arrays), result)
+        self.scalars[key] = result
         return result
 
     def _grid(self, name: str, params: QParams) -> tuple[gs.Constant, gs.Constant]:

@@ -9,7 +9,7 @@ from onnxq.model import Model
 from onnxq.numerics import affine, ranges
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import Placement, data_inputs, demote, place
+from onnxq.placement import Placement, data_inputs, demote, factor, moved, place
 from onnxq.spec import activation_spec
 
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
@@ -44,7 +44,8 @@ class QuantizeActivations(Pass):
             placement = demote(model, reasons)
         spec = activation_spec(self.bits)
         for name in placement.roots:
-            lo, hi = ranges.ACTIVATION[self.range](_seen(tensors[name], statistics), spec)
+            stats, by = _seen(tensors[name], statistics)
+            lo, hi = (by * end for end in ranges.ACTIVATION[self.range](stats, spec))
             params = affine.qparams(lo, hi, spec)
             model.activations[name] = params
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]")
@@ -68,7 +69,7 @@ class QuantizeActivations(Pass):
             if node.name in placement.results:
                 touched.append(placement.results[node.name])
             seen = {name: _seen(tensors[name], statistics) for name in touched}
-            for name, stats in seen.items():
+            for name, (stats, _) in seen.items():
                 if stats.nonfinite:
                     why = f"{name} had NaN or infinite values on calibration data"
                 elif stats.count == 0:
@@ -77,7 +78,7 @@ class QuantizeActivations(Pass):
                     continue
                 reasons.setdefault(node.name, why)
             if node.op == "Concat" and node.name not in reasons:
-                spans = [max(-seen[t.name].lo, seen[t.name].hi) for t in node.inputs]
+                spans = [_span(*seen[t.name]) for t in node.inputs]
                 if min(spans) > 0 and max(spans) / min(spans) > WIDEST_CONCAT:
                     reasons[node.name] = (
                         f"its inputs' ranges differ {max(spans) / min(spans):.0f}-fold, too much "
@@ -86,10 +87,17 @@ class QuantizeActivations(Pass):
         return reasons
 
 
-def _seen(tensor: gs.Tensor, statistics: Statistics) -> Histogram:
-    """Statistics of a tensor, or of the one before it whose values it only rearranges."""
+def _seen(tensor: gs.Tensor, statistics: Statistics) -> tuple[Histogram, float]:
+    """Statistics of a tensor, or of the one before it that it moves, and its factor to that."""
+    by = 1.0
     while tensor.name not in statistics:
-        tensor = tensor.inputs[0].inputs[0]
+        node = tensor.inputs[0]
+        by *= float(factor(node) or 1.0)
+        tensor = moved(node)
     stats = statistics[tensor.name]
     assert isinstance(stats, MinMax)
-    return stats  # type: ignore[return-value]
+    return stats, by  # type: ignore[return-value]
+
+
+def _span(stats: MinMax, by: float) -> float:
+    return by * max(-stats.lo, stats.hi)

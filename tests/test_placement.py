@@ -56,7 +56,7 @@ def test_the_decoder_of_a_detector_stays_float_behind_its_last_convolutions(tmp_
         "Mul_scaled": "it has a constant operand that is not one finite number",
         "Sigmoid_prob": FOLLOWS,
         "Mul_far": BEFORE,
-        "Concat_y": BEFORE,
+        "Concat_y": FOLLOWS,
     }
     decoder = {"Split", "Exp", "Sigmoid", "Add", "Mul", "Concat"}
     assert decoder <= report.kernels.operators.keys()

@@ -83,9 +83,10 @@ def test_a_layer_is_written_in_the_form_that_fuses(tmp_path, bits, act_bits, exp
 @pytest.mark.parametrize("act_bits", [8, "float"])
 def test_weights_in_the_file_are_those_of_the_numerics(tmp_path, bits, per_tensor, act_bits):
     proto = build(
-        "(float[1,4,6,6] x) => (float[] y) { a = Conv<group=2>(x, w1) b = ConvTranspose(a, w2) "
+        "(float[1,4,6,6] x) => (float[] y) { a = Conv<group=2>(x, w1) "
+        'b = ConvTranspose<auto_pad="SAME_UPPER">(a, w2) '
         "c = Flatten(b) d = Gemm<transB=1>(c, w3) y = MatMul(d, w4) }",
-        w1=(6, 2, 3, 3), w2=(6, 2, 3, 3), w3=(8, 72), w4=(8, 5),
+        w1=(6, 2, 3, 3), w2=(6, 2, 3, 3), w3=(8, 32), w4=(8, 5),
     )  # fmt: skip
     _, written = converted(tmp_path, proto, bits=bits, act_bits=act_bits, per_tensor=per_tensor)
     stored = initializers(written)
@@ -196,14 +197,16 @@ def test_float_weights_between_integers_are_not_requantized(tmp_path, name, bits
 @pytest.mark.parametrize(
     "nodes",
     [
-        "h = ConvTranspose(a, w2)",
-        "h = ConvTranspose(a, w2, b2)",
-        "k = ConvTranspose(a, w2, b2) h = Relu(k)",
-        "k = ConvTranspose(a, w2) l = Transpose<perm=[0,1,3,2]>(k) h = ConvTranspose(l, w2)",
+        "h = ConvTranspose<{}>(a, w2)",
+        "h = ConvTranspose<{}>(a, w2, b2)",
+        "k = ConvTranspose<{}>(a, w2, b2) h = Relu(k)",
+        "k = ConvTranspose<{}>(a, w2) l = Transpose<perm=[0,1,3,2]>(k) h = ConvTranspose<{}>(l, w2)",
     ],
 )
 def test_a_quantized_conv_transpose_between_integers_keeps_its_own_scales(tmp_path, bits, nodes):
     weights = {"w2": outlier(8, 8, 3, 3, axis=1), "b2": (8,)}
+    # Padded so that it cannot become a Conv.
+    nodes = nodes.replace("{}", 'auto_pad="SAME_UPPER"')
     proto = build(f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS, **weights)
     report, written = converted(tmp_path, proto, bits=bits)
     assert report.kernels.operators["ConvTranspose"] == nodes.count("ConvTranspose")
@@ -324,8 +327,17 @@ BETWEEN = {
     "add of a number": ("h = Add(a, half)", "QLinearAdd"),
     "product with a negative number of rank 4": ("h = Mul(minus, a)", "QLinearMul"),
     "product with zero": ("h = Mul(a, zero)", "QLinearMul"),
-    "concat of different ranges": ("k = Mul(a, half) h = Concat<axis=0>(k, a)",
-                                   "QLinearMul QLinearConcat"),
+    "concat of different ranges": ("k = Mul(a, half) h = Concat<axis=0>(k, a)", "QLinearConcat"),
+    "product with a positive number": ("h = Mul(half, a)", ""),
+    "quotient by a positive number": ("h = Div(a, half)", ""),
+    "product with a number that has axes": ("h = Mul(a, row)", "QLinearMul"),
+    "hard swish": ("h = HardSwish(a)", "QLinearAdd QLinearMul"),
+    "hard sigmoid": ("h = HardSigmoid<alpha=0.4>(a)", "QLinearAdd"),
+    "hard swish of an older opset": (
+        "t = Add(a, three) s = Clip(t, zero, six) p = Mul(a, s) h = Div(p, six)",
+        "QLinearAdd QLinearMul"),
+    "transposed convolution": ("k = ConvTranspose<strides=[2,2],pads=[1,0,0,1]>(a, w2, b1) "
+                               "h = Relu(k)", ""),
     "concat on the last axis": ("h = Concat<axis=-1>(a, a)", "QLinearConcat"),
     "swish": ("s = Sigmoid(a) h = Mul(a, s)", "QLinearSigmoid QLinearMul"),
     "squeeze and excite": (
@@ -366,7 +378,8 @@ def test_between_layers_nothing_computes_in_floats(tmp_path, name, act_bits):
         twice=np.array([1, 1, 2, 2], np.float32), pads=np.array([0, 0, 1, 2, 0, 0, 0, 1]),
         one=np.array([1]), eight=np.array([8]), two=np.array([2]), parts=np.array([4, 5]),
         shape=np.array([1, 8, 9, 9]), five=np.array([1, 2, 4, 9, 9]),
-        low=np.float32(-0.5), high=np.float32(0.25),
+        low=np.float32(-0.5), high=np.float32(0.25), three=np.float32(3), six=np.float32(6),
+        row=np.array([2], np.float32),
     )  # fmt: skip
     report, _ = converted(tmp_path, proto, act_bits=act_bits)
     kernels = report.kernels.operators
