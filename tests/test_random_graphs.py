@@ -95,6 +95,18 @@ class Net:
     def deconv(self):
         self.conv("ConvTranspose")
 
+    def upsample(self):
+        x = self.pick(4)
+        if x is None:
+            return
+        c, stride = self.shapes[x][1], self.draw(st.integers(2, 3))
+        kernel = self.draw(st.lists(st.integers(2, 5), min_size=2, max_size=2))
+        weight = self.normal(c, self.draw(st.integers(1, 3)), *kernel, gain=c**-0.5)
+        attrs = {"pads": self.draw(st.lists(st.integers(0, 1), min_size=4, max_size=4))}
+        if self.draw(st.booleans()):
+            attrs["output_padding"] = self.draw(st.lists(st.integers(0, 1), min_size=2, max_size=2))
+        self.add("ConvTranspose", x, weight, strides=[stride] * 2, **attrs)
+
     def gemm(self):
         x = self.pick(2)
         if x is None:
@@ -140,7 +152,9 @@ class Net:
         same = [n for n, s in self.shapes.items() if s == shape]
         kind = self.draw(st.integers(0, 3))
         if kind == 0:
-            self.add(op, x, self.constant(self.draw(st.sampled_from([0.5, -2.0, 0.0, 3.0]))))
+            op = self.draw(st.sampled_from([op, "Div"]))
+            numbers = [0.5, -2.0, 3.0] if op == "Div" else [0.5, -2.0, 0.0, 3.0]
+            self.add(op, x, self.constant(self.draw(st.sampled_from(numbers))))
         elif kind == 1:
             self.add(op, self.normal(1, shape[1], *[1] * (len(shape) - 2)), x)
         else:
@@ -254,7 +268,7 @@ class Net:
             self.add(kind, x, blocksize=2)
 
 
-LAYERS = ("conv", "conv", "conv", "deconv", "gemm", "gemm", "matmul", "matmul", "left_matmul")
+LAYERS = ("conv", "conv", "conv", "deconv", "upsample", "gemm", "gemm", "matmul", "matmul", "left_matmul")
 OTHERS = ("attention", "binary", "binary", "concat", "pool", "activation", "activation", "function",
           "mean", "norm", "resize", "rearrange", "rearrange")  # fmt: skip
 

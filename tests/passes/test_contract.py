@@ -264,6 +264,26 @@ MODELS["a function"] = onnx.parser.parse_model(
     '<domain: "local", opset_import: ["" : 17]> dense (x, w, b) => (y) '
     "{ k = Constant<value_float = 2.0>() h = Mul(w, k) p = MatMul(x, h) y = Add(p, b) }"
 )
+for _name, _attrs in {
+    "by two": "kernel_shape=[2,2],strides=[2,2]",
+    "that overlaps and pads": "kernel_shape=[4,4],strides=[2,2],pads=[1,1,1,1]",
+    "padded unevenly": "kernel_shape=[3,5],strides=[2,2],pads=[1,0,2,1],output_padding=[1,0]",
+    "by three, grouped": "kernel_shape=[5,4],strides=[3,3],group=2",
+    "without stride": "kernel_shape=[3,3],pads=[1,1,1,1]",
+    "padded beyond its taps": "kernel_shape=[2,2],strides=[2,2],output_padding=[1,1]",
+    "of two strides": "kernel_shape=[4,4],strides=[2,1]",
+    "much smaller than its stride": "kernel_shape=[1,1],strides=[2,2]",
+}.items():
+    _groups = 2 if "group" in _attrs else 1
+    MODELS[f"transposed conv {_name}"] = build(
+        f"{IMAGE} {{ a = Relu(x) y = ConvTranspose<{_attrs}>(a, w, b) }}",
+        w=(4, 6 // _groups, *map(int, _attrs.split("[")[1].split("]")[0].split(","))), b=(6,),
+    )  # fmt: skip
+MODELS["hard activations"] = build(
+    f"{IMAGE} {{ a = Conv(x, w) b = HardSwish(a) c = Conv(b, v) d = HardSigmoid<alpha=0.4>(c) "
+    "e = Conv(d, v) f = Neg(e) y = HardSwish(f) }",
+    w=(4, 4, 1, 1), v=(4, 4, 1, 1),
+)  # fmt: skip
 CUSTOM = build(
     "(float[2,4,6,6] x) => (float[2,6,4,4] y) { a = Identity(x) c = Conv(a, w) "
     "y = acme.Thing<level = 3>(c) }",
