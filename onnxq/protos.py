@@ -23,6 +23,10 @@ _CARRIED = {
 }  # fmt: skip
 
 
+# Keys under which torch's and onnxscript's exporters record where a node comes from.
+_TRACES = ("namespace", "pkg.onnxscript.", "pkg.torch.")
+
+
 @dataclass
 class Aside:
     """What graphsurgeon drops, kept by name and put back on export."""
@@ -64,6 +68,17 @@ def take_unreadable(node: onnx.NodeProto) -> list[AttributeProto]:
     del node.attribute[:]
     node.attribute.extend(rest)
     return taken
+
+
+def without_traces(nodes: dict[str, onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    """Copies of what was set aside of nodes, without exporters' records of their origin."""
+    kept: dict[str, onnx.NodeProto] = {}
+    for name, node in nodes.items():
+        rest = kept[name] = onnx.NodeProto()
+        rest.CopyFrom(node)
+        del rest.metadata_props[:]
+        rest.metadata_props.extend(p for p in node.metadata_props if not p.key.startswith(_TRACES))
+    return kept
 
 
 def _readable(attribute: AttributeProto) -> bool:

@@ -20,6 +20,7 @@ import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.drop_identities import DropIdentities
+from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.insert_qdq import InsertQdq
@@ -41,6 +42,7 @@ PREPARATION: tuple[Pass, ...] = (
     CleanGraph(),
     PoolMeans(),
     SplitShared(),
+    DropTraces(),
 )
 # What makes more of a graph run on integers, and would only slow it down in floats.
 EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations())

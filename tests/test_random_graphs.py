@@ -268,7 +268,18 @@ class Net:
             self.add(kind, x, blocksize=2)
 
 
-LAYERS = ("conv", "conv", "conv", "deconv", "upsample", "gemm", "gemm", "matmul", "matmul", "left_matmul")
+LAYERS = (
+    "conv",
+    "conv",
+    "conv",
+    "deconv",
+    "upsample",
+    "gemm",
+    "gemm",
+    "matmul",
+    "matmul",
+    "left_matmul",
+)
 OTHERS = ("attention", "binary", "binary", "concat", "pool", "activation", "activation", "function",
           "mean", "norm", "resize", "rearrange", "rearrange")  # fmt: skip
 

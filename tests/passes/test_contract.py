@@ -284,6 +284,9 @@ MODELS["hard activations"] = build(
     "e = Conv(d, v) f = Neg(e) y = HardSwish(f) }",
     w=(4, 4, 1, 1), v=(4, 4, 1, 1),
 )  # fmt: skip
+MODELS["traces"] = build(f"{IMAGE} {{ a = Conv(x, w) y = Relu(a) }}", w=(4, 4, 1, 1))
+for _key in ("pkg.torch.onnx.stack_trace", "namespace", "author"):
+    MODELS["traces"].graph.node[0].metadata_props.add(key=_key, value="long" * 100)
 CUSTOM = build(
     "(float[2,4,6,6] x) => (float[2,6,4,4] y) { a = Identity(x) c = Conv(a, w) "
     "y = acme.Thing<level = 3>(c) }",

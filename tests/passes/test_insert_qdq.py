@@ -200,7 +200,8 @@ def test_float_weights_between_integers_are_not_requantized(tmp_path, name, bits
         "h = ConvTranspose<{}>(a, w2)",
         "h = ConvTranspose<{}>(a, w2, b2)",
         "k = ConvTranspose<{}>(a, w2, b2) h = Relu(k)",
-        "k = ConvTranspose<{}>(a, w2) l = Transpose<perm=[0,1,3,2]>(k) h = ConvTranspose<{}>(l, w2)",
+        "k = ConvTranspose<{}>(a, w2) l = Transpose<perm=[0,1,3,2]>(k) "
+        "h = ConvTranspose<{}>(l, w2)",
     ],
 )
 def test_a_quantized_conv_transpose_between_integers_keeps_its_own_scales(tmp_path, bits, nodes):
