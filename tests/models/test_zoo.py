@@ -1,0 +1,105 @@
+"""The models trained here: the files are those of the manifest, run, and are as accurate."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import zoo
+
+import onnxq
+from onnxq.runtime import Session
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
+ENTRIES = zoo.entries()
+FILES = [(entry, file) for entry in ENTRIES for file in (entry, *entry["exports"])]
+
+# Images whose two best classes are so near that another processor may tell them apart otherwise.
+NEAR = 3
+
+each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
+each_file = pytest.mark.parametrize(
+    ("entry", "file"), FILES, ids=[f"{e['name']}-{f['form']}" for e, f in FILES]
+)
+
+
+def images_of(entry: dict) -> Path:
+    """The folder to measure on."""
+    if "data" not in entry and not SHARED.exists():
+        pytest.skip("the shared images are not here")
+    return SHARED
+
+
+@each_file
+def test_files_are_those_of_the_manifest(entry: dict, file: dict) -> None:
+    for part in (file, *filter(None, [entry.get("data")])):
+        assert zoo.digest(zoo.ROOT / part["file"]) == part["sha256"]
+
+
+@each_file
+def test_every_form_of_a_network_computes_the_same_at_any_batch(entry: dict, file: dict) -> None:
+    model = onnx.load(zoo.ROOT / file["file"])
+    onnx.checker.check_model(zoo.ROOT / file["file"], full_check=True)
+    rng = np.random.default_rng(0)
+    reference, form = Session(zoo.ROOT / entry["file"]), Session(zoo.ROOT / file["file"])
+    assert any(n.op_type == "BatchNormalization" for n in model.graph.node) == (
+        file["form"] == "unfolded" or entry["name"] == "densenet-bc-100"
+    )
+    for batch in (1, 3):
+        feeds = {"image": rng.standard_normal((batch, *entry["input"]["shape"][1:]), np.float32)}
+        (expected,), (found,) = (s.run(feeds).values() for s in (reference, form))
+        assert found.shape == (batch, *entry["output"]["shape"][1:])
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@each_file
+def test_a_file_says_nothing_of_the_machine_it_was_made_on(entry: dict, file: dict) -> None:
+    content = (zoo.ROOT / file["file"]).read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_all_files_together_are_small_enough_for_a_repository() -> None:
+    assert sum(file.stat().st_size for file in zoo.ROOT.glob("*.onnx")) <= 20_000_000
+
+
+@pytest.mark.slow
+@each_entry
+def test_a_model_is_as_accurate_as_the_manifest_says(entry: dict) -> None:
+    accuracy = entry["accuracy"]
+    right, count = zoo.score(entry, zoo.ROOT / entry["file"], images_of(entry))
+    assert count == accuracy["count"]
+    assert abs(right - accuracy["correct"]) <= NEAR * (count // 5000 or 1)
+    assert round(accuracy["correct"] / count, 4) == accuracy["top1"]
+
+
+# Weighted layers, which run on integers, and other nodes of the graph that do not: their number.
+LAYERS = {
+    "digits-cnn": 8,
+    "resnet20": 20,
+    "resnet56": 56,
+    "densenet-bc-100": 151,
+    "mobilenetv2": 53,
+    "mobilenetv3": 48,
+    "vit": 27,
+    "segmenter": 12,
+}
+
+
+@pytest.mark.slow
+@each_file
+def test_every_form_converts_to_8_bits_and_stays_as_accurate(
+    entry: dict, file: dict, tmp_path: Path
+) -> None:
+    data = images_of(entry)
+    calib: object = data / "calib"
+    if "data" in entry:
+        digits = np.load(zoo.ROOT / entry["data"]["file"])["calib"]
+        calib = [{"image": digits.astype(np.float32) / 16}]
+    output = tmp_path / "q.onnx"
+    report = onnxq.convert(zoo.ROOT / file["file"], output, calib=calib)
+    assert (len(report.kernels.integer), report.kernels.floating) == (LAYERS[entry["name"]], [])
+    assert not report.warnings
+    assert report.bytes <= 0.34 * (zoo.ROOT / entry["file"]).stat().st_size
+    right, count = zoo.score(entry, output, data)
+    assert 100 * (entry["accuracy"]["correct"] - right) / count <= 0.5
