@@ -31,22 +31,31 @@ from onnxq.inspect import LayerInfo
 from onnxq.inspect import inspect as run_inspect
 from onnxq.kernels import census
 from onnxq.model import load
+from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.protos import file_size
 from onnxq.recipes import NAMED, Recipe
 from onnxq.report import comparison_dict, comparison_table, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
+from onnxq.storage import OLDEST
 
 
 @main.command()
 @model_argument()
 @click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
-@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Of weights.")
+@click.option("--bits", type=click.IntRange(1, 8), help="Of weights  [default: 8, or 4 of levels].")
 @click.option(
     "--act-bits",
     type=act_bits,
     metavar="2-8|float",
     help="Of activations  [default: 8 with --calib].",
+)
+@click.option(
+    "--levels",
+    type=click.Choice(list(WIDTHS)),
+    default="uniform",
+    show_default=True,
+    help="Of weights.",
 )
 @click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
 @click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")
@@ -61,6 +70,20 @@ from onnxq.runtime import cpu_note, version
 @click.option("--recipe", help="A recipe file (.toml) or name; onnxq recipes lists the names.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as TOML and do nothing.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a layer, not per channel.")
+@click.option(
+    "--first-last-bits",
+    type=click.IntRange(2, 8),
+    default=8,
+    show_default=True,
+    help="At least these for the activations that the first and last layers read.",
+)
+@click.option(
+    "--target-ort",
+    default=OLDEST,
+    show_default=True,
+    metavar="VERSION",
+    help="The oldest onnxruntime that must read the file.",
+)
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes to leave alone.")
 @click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
 @labels_option
@@ -89,7 +112,7 @@ def convert(
     if recipe is not None and recipe.endswith(".toml"):
         chosen = Recipe.from_toml(Path(recipe))
     if print_recipe:
-        names = ("bits", "act_bits", "oaq", "per_tensor")
+        names = ("bits", "act_bits", "levels", "oaq", "per_tensor", "first_last_bits", "target_ort")
         flags = {name: options[name] for name in names}
         click.echo(
             plan(chosen, keep_float=keep_float, calibrated=True, **flags).to_toml(), nl=False

@@ -23,11 +23,10 @@ from onnxq.protos import check_file, file_size
 from onnxq.recipes import NAMED, ActBits, Recipe, build
 from onnxq.report import Report
 from onnxq.runtime import Feeds, Session, random_feeds
+from onnxq.storage import OLDEST
 
 Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
 
-# QuantizeLinear per channel needs opset 13, 4-bit tensors need 21.
-OPSET, OPSET_4_BITS = 13, 21
 # Samples behind the figures that every conversion prints: of the outputs, and of every layer.
 EVIDENCE, LAYER_EVIDENCE = 64, 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
@@ -39,14 +38,17 @@ def convert(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    bits: int = 8,
+    bits: int | None = None,
     act_bits: ActBits | None = None,
+    levels: str = "uniform",
     oaq: bool = False,
     recipe: Recipe | str | None = None,
     calib: Data | None = None,
     calib_size: int = 256,
     preprocess: Preprocess | str | Path | None = None,
     per_tensor: bool = False,
+    first_last_bits: int = 8,
+    target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
     validate: Data | None = None,
     labels: str | Path = "auto",
@@ -61,14 +63,17 @@ def convert(
     Args:
         source: The float model.
         output: The file to write; by default ``STEM.w8a8.onnx``, after the widths, beside it.
-        bits: Of the weights, 2 to 8.
+        bits: Of the weights, 2 to 8; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
+        levels: Of the weights: ``uniform``, or a set of ``numerics.levels``.
         oaq: Outlier-aware weight ranges.
         recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces the flags above.
         calib: Unlabeled data: a folder of images, an .npz or .npy, or feeds by input name.
         calib_size: Samples drawn from it.
         preprocess: For images; see ``onnxq.preprocess.resolve`` for what happens without.
         per_tensor: One weight scale for a layer instead of one for each output channel.
+        first_last_bits: At least these for the activations that the first and last layers read.
+        target_ort: The oldest onnxruntime that must read the file.
         keep_float: Globs over node names to leave alone.
         validate: Data to compare both models on.
         labels: ``auto``, ``none`` or a CSV file, for ``validate``.
@@ -88,8 +93,11 @@ def convert(
         recipe,
         bits=bits,
         act_bits=act_bits,
+        levels=levels,
         oaq=oaq,
         per_tensor=per_tensor,
+        first_last_bits=first_last_bits,
+        target_ort=target_ort,
         keep_float=keep_float,
         calibrated=calib is not None,
     )
@@ -110,7 +118,7 @@ def convert(
     if validate is not None:
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
-    model.raise_opset(OPSET_4_BITS if chosen.bits <= 4 else OPSET)
+    model.raise_opset(chosen.opset)
     model.kept_float = before = _matching(model, chosen.keep_float)
     report.outcomes |= run(model, chosen.exact, None)
     model.kept_float = _matching(model, chosen.keep_float)
@@ -178,10 +186,13 @@ def validate(
 def plan(
     recipe: Recipe | str | None = None,
     *,
-    bits: int = 8,
+    bits: int | None = None,
     act_bits: ActBits | None = None,
+    levels: str = "uniform",
     oaq: bool = False,
     per_tensor: bool = False,
+    first_last_bits: int = 8,
+    target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
     calibrated: bool = False,
 ) -> Recipe:
@@ -191,8 +202,11 @@ def plan(
         recipe: See ``convert``; likewise the following.
         bits: Of the weights.
         act_bits: Of the activations.
+        levels: Of the weights.
         oaq: Outlier-aware weight ranges.
         per_tensor: One weight scale for a layer.
+        first_last_bits: Of what the first and last layers read.
+        target_ort: The oldest onnxruntime.
         keep_float: Globs over node names.
         calibrated: Whether there are calibration data.
 
@@ -200,8 +214,12 @@ def plan(
         UsageError: There is no such recipe, or its activations need data that are not there.
     """
     if isinstance(recipe, Recipe):
-        if oaq or per_tensor or act_bits is not None or bits != 8:
-            raise UsageError("a recipe says all of --bits, --act-bits, --oaq and --per-tensor")
+        flags = (bits, act_bits, levels, oaq, per_tensor, first_last_bits, target_ort)
+        if flags != (None, None, "uniform", False, False, 8, OLDEST):
+            raise UsageError(
+                "a recipe says all of --bits, --act-bits, --levels, --oaq, --per-tensor, "
+                "--first-last-bits and --target-ort"
+            )
         chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
     else:
         if recipe is not None and recipe not in NAMED:
@@ -213,7 +231,14 @@ def plan(
             changes["weight_range"] = "oaq"
         width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
         chosen = build(
-            bits=bits, act_bits=width, per_channel=not per_tensor, keep_float=keep_float, **changes
+            bits=bits,
+            act_bits=width,
+            levels=levels,
+            per_channel=not per_tensor,
+            first_last_bits=first_last_bits,
+            target_ort=target_ort,
+            keep_float=keep_float,
+            **changes,
         )
     if chosen.act_bits != "float" and not calibrated:
         raise UsageError(

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.kernels import Kernels, census, stored_names
-from onnxq.layers import WEIGHTED, layer_of
+from onnxq.layers import WEIGHTED
 from onnxq.layerwise import grid_of
 from onnxq.model import Model
+from onnxq.runtime import evaluate
+from onnxq.storage import stored_bits
 
 
 @dataclass
@@ -20,7 +21,7 @@ class LayerInfo:
         name: Node name.
         op: Operator.
         shape: Of the weight.
-        bits: Of the weight's codes; 32 if it is float.
+        bits: That a weight takes in the file, scales apart; 32 if it is float.
         act_bits: Of the data it reads; 32 if they are float.
         scales: Number of weight scales; 0 if it is float.
         lo: Smallest weight.
@@ -42,52 +43,30 @@ class LayerInfo:
 def inspect(model: Model, file: Path | None = None) -> tuple[list[LayerInfo], Kernels]:
     """The layers of a float or quantized model, and the kernels onnxruntime runs them on."""
     kernels = census(model, file)
+    sides = {
+        node.name: next(i for i, t in enumerate(node.inputs[:2]) if stored_names(t))
+        for node in model.graph.nodes
+        if node.op in WEIGHTED and not node.domain and any(map(stored_names, node.inputs[:2]))
+    }
+    weighted = [node for node in model.graph.nodes if node.name in sides]
+    unpacked = [node.inputs[sides[node.name]] for node in weighted]
+    values = evaluate(model, [t for t in unpacked if not isinstance(t, gs.Constant)])
     found = []
-    for node in model.graph.nodes:
-        if node.op not in WEIGHTED or node.domain:
-            continue
-        side = 1
-        if layer := layer_of(node):
-            side, codes, scale = layer.weight_index, layer.weight_tensor, None
-        else:
-            sides = [i for i, t in enumerate(node.inputs[:2]) if len(stored_names(t)) > 1]
-            if not sides:
-                continue
-            side = sides[0]
-            codes, scale = _stored(node.inputs[side])
-        values = codes.values.astype(np.float32)
-        bits = 32
-        if scale is not None:
-            bits = max(2, int(np.abs(values).max(initial=0.0)).bit_length() + 1)
-            axis = _axis(node.inputs[side], scale)
-            values = values * (scale.reshape(axis) if scale.ndim == 1 else scale)
-        grid = grid_of(node.inputs[1 - side])
+    for node, weight in zip(weighted, unpacked, strict=True):
+        stored = not isinstance(weight, gs.Constant)
+        w = values[weight.name] if stored else weight.values
+        grid = grid_of(node.inputs[1 - sides[node.name]])
         found.append(
             LayerInfo(
                 node.name,
                 node.op,
-                tuple(codes.shape),
-                bits,
+                w.shape,
+                stored_bits(weight),
                 32 if grid is None else grid.spec.bits,
-                0 if scale is None else scale.size,
-                float(values.min(initial=0.0)),
-                float(values.max(initial=0.0)),
+                weight.inputs[0].inputs[1].values.size if stored else 0,
+                float(w.min(initial=0.0)),
+                float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
             )
         )
     return found, kernels
-
-
-def _stored(tensor: gs.Tensor) -> tuple[gs.Constant, np.ndarray]:
-    """Codes and scale of a weight behind DequantizeLinear, or behind Cast and Mul."""
-    scale = tensor.inputs[0].inputs[1].values
-    while not isinstance(tensor, gs.Constant):
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor, scale
-
-
-def _axis(tensor: gs.Tensor, scale: np.ndarray) -> tuple[int, ...]:
-    """Shape that lays a per-channel scale along the channel axis of its DequantizeLinear."""
-    axis = tensor.inputs[0].attrs.get("axis", 1)
-    codes, _ = _stored(tensor)
-    return tuple(-1 if i == axis else 1 for i in range(len(codes.shape)))

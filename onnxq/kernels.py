@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.runtime import optimized_graph, runs_on_integers
+from onnxq.storage import UNPACKERS
 
 
 @dataclass
@@ -61,13 +62,14 @@ def census(model: Model, file: Path | None = None) -> Kernels:
 
 def stored_names(tensor: gs.Tensor) -> list[str]:
     """Names a constant operand has on its way from the file to its reader; [] if it is not one."""
-    names = []
-    while not isinstance(tensor, gs.Constant):
-        names.append(tensor.name)
-        producer = tensor.inputs[0] if tensor.inputs else None
-        if producer is None or producer.op not in ("DequantizeLinear", "Cast", "Mul"):
+    if isinstance(tensor, gs.Constant):
+        return [tensor.name]
+    producer = tensor.inputs[0] if tensor.inputs else None
+    if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
+        return []
+    path: list[str] = []
+    for source in producer.inputs:
+        if not (names := stored_names(source)):
             return []
-        if not all(isinstance(t, gs.Constant) for t in producer.inputs[1:]):
-            return []
-        tensor = producer.inputs[0]
-    return [*names, tensor.name]
+        path = path or names
+    return [tensor.name, *path]

@@ -51,7 +51,7 @@ MIN_IR, MAX_IR = 4, 10
 
 # ONNX's codes of the element types passes name.
 FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
-INT8 = int(TensorProto.INT8)
+INT8, INT32 = int(TensorProto.INT8), int(TensorProto.INT32)
 
 
 @dataclass
@@ -130,13 +130,13 @@ class Model:
         self,
         op: str,
         inputs: Sequence[gs.Tensor],
-        output: gs.Tensor,
+        *outputs: gs.Tensor,
         name: str | None = None,
         **attrs: Any,
     ) -> gs.Node:
         """Append a node; ``tidy`` puts it in its place."""
-        label = self.fresh(name or f"{output.name}_{op}")
-        node = gs.Node(op, label, attrs, inputs=list(inputs), outputs=[output])
+        label = self.fresh(name or f"{outputs[0].name}_{op}")
+        node = gs.Node(op, label, attrs, inputs=list(inputs), outputs=list(outputs))
         self.graph.nodes.append(node)
         return node
 

@@ -32,6 +32,7 @@ from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import REGISTRY, Pass
 from onnxq.preprocess import explain
+from onnxq.storage import OLDEST, needed_opset
 
 ActBits = int | Literal["float"]
 
@@ -98,9 +99,22 @@ class Recipe(BaseModel):
         return next((p.bits for p in self.passes if isinstance(p, QuantizeActivations)), "float")
 
     @property
+    def opset(self) -> int:
+        """The least opset that the quantized model needs."""
+        target = next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
+        widths = [
+            needed_opset(p.bits, p.levels == "uniform", target)
+            for p in self.passes
+            if isinstance(p, QuantizeWeights)
+        ]
+        return max(widths, default=needed_opset(8, True, target))
+
+    @property
     def label(self) -> str:
-        """Short form for file names, as in ``w4a8``."""
-        return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}"
+        """Short form for file names, as in ``w4a8`` or ``w4a8-post``."""
+        sets = [p.levels for p in self.passes if isinstance(p, QuantizeWeights)]
+        suffix = "".join(f"-{name}" for name in sets if name != "uniform")
+        return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}{suffix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the inverse of ``from_dict``."""
@@ -147,33 +161,51 @@ class Recipe(BaseModel):
         return cls.from_dict(values)
 
 
+# Bits of weights where none are asked for.
+DEFAULT_BITS = {"uniform": 8, "ternary": 2, "binary": 1}
+
+
 def build(
     *,
-    bits: int = 8,
+    bits: int | None = None,
     act_bits: ActBits = 8,
-    weight_range: str = "max",
+    levels: str = "uniform",
+    weight_range: str | None = None,
     act_range: str | None = None,
     per_channel: bool = True,
+    first_last_bits: int = 8,
+    target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
 ) -> Recipe:
     """The recipe that flags describe.
+
+    Levels that are not uniform have 4 bits, if no other width is asked for or their only one, and
+    a range of the least error: the largest weight says little about where they should end.
 
     Raises:
         UsageError: A width or range that does not exist.
     """
     try:
         weights = QuantizeWeights.of(
-            {"bits": bits, "per_channel": per_channel, "range": weight_range}
+            {
+                "levels": levels,
+                "bits": DEFAULT_BITS.get(levels, 4) if bits is None else bits,
+                "per_channel": per_channel,
+                "range": weight_range or ("max" if levels == "uniform" else "mse"),
+                "book": "float" if act_bits == "float" else "int8",
+            }
         )
+        emission = InsertQdq.of({"target_ort": target_ort})
         steps: tuple[Pass, ...] = (*PREPARATION, weights)
         if act_bits != "float":
             steps = (*PREPARATION, *EXPANSION, weights)
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")
-            steps += (QuantizeActivations.of({"bits": act_bits, "range": fitting}),)
+            options = {"bits": act_bits, "range": fitting, "first_last_bits": first_last_bits}
+            steps += (QuantizeActivations.of(options),)
     except ValidationError as cause:
         raise UsageError(explain(cause)) from cause
-    return Recipe(passes=(*steps, InsertQdq()), keep_float=keep_float)
+    return Recipe(passes=(*steps, emission), keep_float=keep_float)
 
 
 # What each named recipe changes about ``build``.

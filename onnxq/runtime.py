@@ -199,6 +199,8 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def evaluate(model: Model, tensors: Sequence[gs.Tensor]) -> dict[str, Array]:
     """Values of tensors that depend on no input of the model."""
+    if not tensors:
+        return {}
     part = model.clone()
     found = part.graph.tensors()
     part.graph.inputs, part.graph.outputs = [], [found[t.name] for t in tensors]

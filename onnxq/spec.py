@@ -16,7 +16,7 @@ class QuantSpec:
     """The integer grid of a uniform quantizer.
 
     Attributes:
-        bits: 2 to 8.
+        bits: 1 to 8; the one bit of a binary weight has no grid, only a book of levels.
         signed: Codes are two's complement rather than unsigned.
         symmetric: The zero point is 0 and the range is mirrored.
         per_channel: One scale for each output channel instead of one for the tensor.
@@ -28,8 +28,8 @@ class QuantSpec:
     per_channel: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, not {self.bits}")
 
     @property
     def qmin(self) -> int:
@@ -86,7 +86,19 @@ class QParams:
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
-    """A quantized weight: codes of the spec's dtype and where they lie."""
+    """A quantized weight: what is stored of each value, and what it stands for.
+
+    Attributes:
+        codes: Codes of the spec's dtype; with a book, uint8 indices into it.
+        params: What the codes, or the entries of the book, are to be multiplied with.
+        book: Levels that are not evenly spaced, ascending, int8 or float32; None if they are.
+    """
 
     codes: Ints
     params: QParams
+    book: Array | None = None
+
+    @property
+    def levels(self) -> Array:
+        """The stored values in units of the scale."""
+        return self.codes if self.book is None else self.book[self.codes]

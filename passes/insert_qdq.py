@@ -3,20 +3,20 @@
 An integer layer:    x -> DequantizeLinear -> Conv -> QuantizeLinear -> codes
 Codes below 8 bits:  QuantizeLinear -> Clip(codes, 2^b - 1) -> DequantizeLinear
 A move:              codes -> Transpose -> codes
-A weight:            int8 -> DequantizeLinear, or int4 -> Cast(int8) -> DequantizeLinear
-Weight of a float layer:  int8 or int4 -> Cast(float) -> Mul(scale), which folds away at load
+A weight:            int8, or narrower and unpacked (storage.py), -> DequantizeLinear
+Weight of a float layer:  the same -> Cast(float) -> Mul(scale), which folds away at load
 """
 
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
+from pydantic import Field
 
 from onnxq.layers import Layer, layer_of
-from onnxq.model import FLOAT, INT8, Model
-from onnxq.numerics import affine
+from onnxq.model import FLOAT, Model
+from onnxq.numerics import affine, levels
 from onnxq.numerics.bias import (
     exact_codes,
     free_weight_scale,
@@ -26,15 +26,22 @@ from onnxq.numerics.bias import (
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, factor, moved, place
 from onnxq.spec import Array, Floats, QParams, QTensor
+from onnxq.storage import OLDEST, Storage
 
 EVERYTHING = np.array([-np.inf, np.inf], np.float32)
 
 
 class InsertQdq(Pass):
-    """Emit the chosen grids as QuantizeLinear and DequantizeLinear nodes."""
+    """Emit the chosen grids as QuantizeLinear and DequantizeLinear nodes.
+
+    Attributes:
+        target_ort: The oldest onnxruntime that must read the file.
+    """
 
     name: ClassVar[str] = "insert-qdq"
     exact: ClassVar[bool] = False
+
+    target_ort: str = Field(OLDEST, pattern=r"^1\.\d+$")
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Rewrite the graph; tensors keep their names, so that they compare with the source's."""
@@ -44,17 +51,21 @@ class InsertQdq(Pass):
             for tensor in node.outputs:
                 if not model.is_output(tensor):
                     tensor.dtype = tensor.shape = None
-        emitter = _Emitter(model, placement, outcome)
+        emitter = _Emitter(model, placement, outcome, Storage(model, self.target_ort))
         for node in list(model.graph.nodes):
             emitter.emit(node)
+        emitter.storage.finish()
         return outcome
 
 
 class _Emitter:
     """One walk over the graph in topological order; ``codes`` grows as tensors become integers."""
 
-    def __init__(self, model: Model, placement: Placement, outcome: Outcome) -> None:
+    def __init__(
+        self, model: Model, placement: Placement, outcome: Outcome, storage: Storage
+    ) -> None:
         self.model = model
+        self.storage = storage
         self.placement = placement
         self.outcome = outcome
         self.codes: dict[str, gs.Tensor] = {}
@@ -226,9 +237,10 @@ class _Emitter:
         params = weight.params
         # onnxruntime fuses a Gemm, or a MatMul and Add it makes one of, only if the zero point of
         # the weight is spelled out.
-        layer.node.inputs[layer.weight_index] = self._stored(
-            layer.weight_tensor.name,
-            _packed(weight),
+        name = layer.weight_tensor.name
+        layer.node.inputs[layer.weight_index] = self._dequantized(
+            name,
+            self.storage.store(name, weight),
             params.scale,
             params.axis,
             layer.op in ("Gemm", "MatMul"),
@@ -236,15 +248,20 @@ class _Emitter:
 
     def _fit_bias(self, layer: Layer, weight: QTensor, bias: Floats, input_scale: float) -> QTensor:
         """Requantize the channels whose bias would overflow int32, or vanish, on their scale."""
-        params, codes = weight.params, weight.codes
+        params, codes = weight.params, weight.levels
         dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, params.axis))
         free = free_weight_scale(params.scale, bias, input_scale, np.asarray(dead))
         scale = safe_weight_scale(free, bias, input_scale)
         if count := int(np.sum(scale != free)):
             what = f"weight scale raised on {count} channels to fit the bias"
             self.outcome.remark(layer.name, what)
-        fitted = QParams(scale, params.zero_point, params.axis, params.spec)
-        return QTensor(affine.quantize(affine.dequantize(codes, params), fitted), fitted)
+        fitted = replace(params, scale=scale)
+        if weight.book is None:
+            return QTensor(affine.quantize(affine.values(weight), fitted), fitted)
+        u = affine.values(weight) / affine.broadcast(scale, codes.ndim, params.axis)
+        changed = affine.broadcast(scale != params.scale, codes.ndim, params.axis)
+        nearest = levels.nearest(u, weight.book.astype(np.float64))
+        return QTensor(np.where(changed, nearest, weight.codes), fitted, weight.book)
 
     def _float_layer(self, layer: Layer) -> None:
         """Stored weight of a layer that computes in floats, and a bias that keeps it so.
@@ -259,10 +276,9 @@ class _Emitter:
         if (weight := model.weights.get(layer.name)) is not None:
             name = layer.weight_tensor.name
             scale = affine.broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
-            cast, result = model.variable(f"{name}_cast"), model.variable(f"{name}_dequantized")
-            codes = model.constant(f"{name}_codes", _packed(weight))
-            model.add("Cast", [codes], cast, to=FLOAT)
-            model.add("Mul", [cast, model.constant(f"{name}_scale", scale)], result)
+            stored = self.storage.store(name, weight, FLOAT)
+            result = model.variable(f"{name}_dequantized")
+            model.add("Mul", [stored, model.constant(f"{name}_scale", scale)], result)
             node.inputs[layer.weight_index] = result
 
     def _stems_from_codes(self, tensor: gs.Tensor) -> bool:
@@ -290,23 +306,20 @@ class _Emitter:
         name, shape = f"{layer.name}_bias", codes.shape
         if old is not None:
             name, shape = old.name, tuple(old.shape) or (1,)
-        layer.attach_bias(self._stored(name, codes.reshape(shape), scale, len(shape) - 1))
+        stored = self.model.constant(f"{name}_codes", codes.reshape(shape))
+        layer.attach_bias(self._dequantized(name, stored, scale, len(shape) - 1))
 
-    def _stored(
-        self, name: str, codes: Array, scale: Floats, axis: int | None, zero: bool = False
+    def _dequantized(
+        self, name: str, codes: gs.Tensor, scale: Floats, axis: int | None, zero: bool = False
     ) -> gs.Tensor:
-        """Codes behind a DequantizeLinear; below 8 bits behind a Cast to int8 as well.
+        """Stored codes behind a DequantizeLinear.
 
         The zero point is zero and left out, unless ``zero`` asks to spell it.
         """
         result = self.model.variable(f"{name}_dequantized")
-        parts = self._constants(name, (codes, scale))
+        parts = [codes, self.model.constant(f"{name}_scale", scale)]
         if zero:
             parts.append(self.model.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
-        if codes.dtype == ml_dtypes.int4:
-            wide = self.model.variable(f"{name}_int8")
-            self.model.add("Cast", [parts[0]], wide, to=INT8)
-            parts[0] = wide
         attrs: dict[str, Any] = {"axis": axis} if scale.ndim else {}
         self.model.add("DequantizeLinear", parts, result, **attrs)
         return result
@@ -315,13 +328,8 @@ class _Emitter:
         kinds = ("codes", "scale", "zero_point")
         return [
             self.model.constant(f"{name}_{kind}", array)
-            for kind, array in zip(kinds, arrays, strict=False)
+            for kind, array in zip(kinds, arrays, strict=True)
         ]
-
-
-def _packed(weight: QTensor) -> Array:
-    """Codes in the narrowest dtype onnxruntime folds: int4 up to 4 bits, else int8."""
-    return weight.codes.astype(ml_dtypes.int4) if weight.params.spec.bits <= 4 else weight.codes
 
 
 def _bounds(node: gs.Node) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def _fold(model: Model, outcome: Outcome) -> None:
         if any(not known & {t.name for t in reader.outputs} for reader in node.outputs[0].outputs)
         and len(node.outputs) == 1
     ]
-    values = evaluate(model, [node.outputs[0] for node in needed]) if needed else {}
+    values = evaluate(model, [node.outputs[0] for node in needed])
     for node in needed:
         value = values[node.outputs[0].name]
         source = sum(t.values.nbytes for t in node.inputs if isinstance(t, gs.Constant))

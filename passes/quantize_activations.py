@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
+from onnxq.layers import layers
 from onnxq.model import Model
 from onnxq.numerics import affine, ranges
 from onnxq.numerics.observe import Histogram, MinMax, Observer
@@ -21,6 +22,7 @@ class QuantizeActivations(Pass):
 
     Attributes:
         bits: 2 to 8.
+        first_last_bits: At least these for what the first layers and the last layers read.
         range: How the range is chosen from the calibration data.
     """
 
@@ -28,6 +30,7 @@ class QuantizeActivations(Pass):
     exact: ClassVar[bool] = False
 
     bits: int = Field(8, ge=2, le=8)
+    first_last_bits: int = Field(8, ge=2, le=8)
     range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
 
     def observe(self, model: Model) -> dict[str, Observer]:
@@ -42,8 +45,9 @@ class QuantizeActivations(Pass):
         placement = place(model)
         while reasons := self._unfit(model, placement, tensors, statistics):
             placement = demote(model, reasons)
-        spec = activation_spec(self.bits)
+        ends = _ends(model, placement)
         for name in placement.roots:
+            spec = activation_spec(max(self.bits, self.first_last_bits if name in ends else 0))
             stats, by = _seen(tensors[name], statistics)
             lo, hi = (by * end for end in ranges.ACTIVATION[self.range](stats, spec))
             params = affine.qparams(lo, hi, spec)
@@ -85,6 +89,32 @@ class QuantizeActivations(Pass):
                         "for one grid"
                     )
         return reasons
+
+
+def _ends(model: Model, placement: Placement) -> set[str]:
+    """Tensors on a grid of their own that a layer reads before, or behind, which there is none."""
+    weighted = {layer.name: layer for layer in layers(model)}
+    behind: set[str] = set()
+    first: list[gs.Tensor] = []
+    for node in model.graph.nodes:
+        if node.name in weighted and weighted[node.name].data.name not in behind:
+            first.append(weighted[node.name].data)
+        if node.name in weighted or any(t.name in behind for t in node.inputs):
+            behind |= {t.name for t in node.outputs}
+    before: set[str] = set()
+    last: list[gs.Tensor] = []
+    for node in reversed(model.graph.nodes):
+        leads = any(t.name in before for t in node.outputs)
+        if node.name in weighted and not leads:
+            last.append(weighted[node.name].data)
+        if node.name in weighted or leads:
+            before |= {t.name for t in node.inputs}
+    roots, found = set(placement.roots), set()
+    for tensor in (*first, *last):
+        while tensor.name not in roots and tensor.name in placement.born:
+            tensor = moved(tensor.inputs[0])
+        found.add(tensor.name)
+    return found
 
 
 def _seen(tensor: gs.Tensor, statistics: Statistics) -> tuple[Histogram, float]:

@@ -3,31 +3,49 @@
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from onnxq.errors import UnsupportedModel
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
-from onnxq.numerics import affine, ranges
+from onnxq.numerics import affine, levels, ranges
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.spec import QTensor, weight_spec
+from onnxq.spec import Floats, QTensor, QuantSpec, weight_spec
+
+Levels = Literal["uniform", "pot", "ipot", "apot", "post", "kmeans", "ternary", "binary"]
 
 
 class QuantizeWeights(Pass):
-    """Round every layer's weight to the nearest code of a symmetric grid.
+    """Round every layer's weight to the nearest level of a symmetric grid, or of another set.
 
     Attributes:
-        bits: 2 to 8.
+        levels: ``uniform`` or a set of numerics/levels.py.
+        bits: 2 to 8; sets of levels exist in fewer widths, ``binary`` in 1 bit.
         per_channel: One scale for each output channel rather than one for the layer.
-        range: How the range is chosen; ``oaq`` is the outlier-aware one.
+        range: How the range is chosen; ``oaq`` is the outlier-aware one, ``mse`` is tuned for the
+            levels. Ternary and binary weights have an optimum that needs none.
+        book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
+            ``float``.
     """
 
     name: ClassVar[str] = "quantize-weights"
     exact: ClassVar[bool] = False
 
-    bits: int = Field(8, ge=2, le=8)
+    levels: Levels = "uniform"
+    bits: int = Field(8, validate_default=True)
     per_channel: bool = True
     range: Literal["max", "percentile", "mse", "oaq"] = "max"
+    book: Literal["int8", "float"] = "int8"
+
+    @field_validator("bits")
+    @classmethod
+    def _exists(cls, bits: int, info: ValidationInfo) -> int:
+        name = info.data.get("levels", "uniform")
+        low, high = levels.WIDTHS[name]
+        if not low <= bits <= high:
+            widths = str(low) if low == high else f"{low} to {high}"
+            raise ValueError(f"{name} weights have {widths} bits, not {bits}")
+        return bits
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Fill in ``model.weights``."""
@@ -42,10 +60,8 @@ class QuantizeWeights(Pass):
                 continue
             _require_finite(layer)
             axis = layer.out_axis if self.per_channel else None
-            lo, hi = ranges.WEIGHT[self.range](layer.weight, spec, axis)
-            params = affine.qparams(lo, hi, spec, axis)
-            codes = affine.quantize(layer.weight, params)
-            model.weights[layer.name] = QTensor(codes, params)
+            weight = model.weights[layer.name] = self._quantized(layer.weight, spec, axis)
+            codes = weight.levels
             dead = int(np.sum(~codes.any(axis=affine.reduce_axes(codes.ndim, layer.out_axis))))
             outcome.edit(layer.name, f"{self.bits} bits")
             if dead:
@@ -54,6 +70,16 @@ class QuantizeWeights(Pass):
                     f"{dead} of {codes.shape[layer.out_axis]} channels are dead: all zero",
                 )
         return outcome
+
+    def _quantized(self, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
+        fixed = self.levels in ("ternary", "binary")
+        tuned = fixed or (self.levels != "uniform" and self.range == "mse")
+        lo, hi = (None, None) if tuned else ranges.WEIGHT[self.range](w, spec, axis)
+        if self.levels == "uniform":
+            params = affine.qparams(lo, hi, spec, axis)
+            return QTensor(affine.quantize(w, params), params)
+        alpha = None if tuned else np.maximum(-lo, hi).astype(np.float64)
+        return levels.quantize(w, self.levels, spec, axis, alpha, self.book == "int8")
 
 
 def _require_finite(layer: Layer) -> None:

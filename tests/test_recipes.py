@@ -7,6 +7,7 @@ import tomli_w
 from onnxq import UsageError
 from onnxq.conversion import plan
 from onnxq.errors import InputError
+from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.recipes import NAMED, Recipe, build
 
@@ -88,8 +89,23 @@ def test_a_named_recipe_takes_the_widths_of_the_flags(name):
     assert chosen.label == "w4a6"
 
 
-def test_the_widths_of_a_recipe_replace_the_flags():
-    assert plan(build(bits=4, act_bits="float"), bits=8, calibrated=True).label == "w4af"
+def test_a_recipe_says_what_flags_would():
+    assert plan(build(bits=4, act_bits="float"), calibrated=True).label == "w4af"
+    for flag in ({"bits": 8}, {"levels": "post"}, {"target_ort": "1.20"}, {"oaq": True}):
+        with pytest.raises(UsageError, match="a recipe says all of --bits"):
+            plan(build(), calibrated=True, **flag)
+
+
+def test_levels_have_their_own_width_and_range():
+    found = {name: plan(levels=name, calibrated=True).label for name in WIDTHS}
+    assert found.pop("uniform") == "w8a8"
+    assert found.pop("ternary") == "w2a8-ternary"
+    assert found.pop("binary") == "w1a8-binary"
+    assert found == {name: f"w4a8-{name}" for name in ("pot", "ipot", "apot", "post", "kmeans")}
+    weights = next(p for p in plan(levels="post").passes if p.name == "quantize-weights")
+    assert (weights.range, weights.book) == ("mse", "float")
+    with pytest.raises(UsageError, match="bits: apot weights have 2 to 5 bits, not 8"):
+        plan(levels="apot", bits=8, calibrated=True)
 
 
 def test_activations_are_quantized_where_there_are_data():
@@ -132,7 +148,7 @@ BAD = {
     ),
     "option out of range": (
         {"pass": [{"name": "quantize-weights", "bits": 9}]},
-        "quantize-weights: bits: .*less than or equal to 8",
+        "quantize-weights: bits: uniform weights have 2 to 8 bits, not 9",
     ),
     "pass without a name": ({"pass": [{"bits": 9}]}, "table with a name"),
     "name that is no word": ({"pass": [{"name": ["x"]}]}, "table with a name"),

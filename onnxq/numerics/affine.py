@@ -7,7 +7,7 @@ The division is a float32 division: multiplying by the reciprocal of the scale g
 
 import numpy as np
 
-from onnxq.spec import Array, Floats, Ints, QParams, QuantSpec
+from onnxq.spec import Array, Floats, Ints, QParams, QTensor, QuantSpec
 
 # Scales below the smallest normal float32 are flushed to zero by some kernels.
 TINY = np.finfo(np.float32).tiny
@@ -72,3 +72,9 @@ def dequantize(codes: Ints, params: QParams) -> Floats:
 def fake_quantize(x: Floats, params: QParams) -> Floats:
     """``x`` rounded to the grid, float32."""
     return dequantize(quantize(x, params), params)
+
+
+def values(weight: QTensor) -> Floats:
+    """Real values of a quantized weight, float32."""
+    scale = broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
+    return np.asarray(weight.levels.astype(np.float32) * scale)

@@ -160,6 +160,14 @@ BAD = {
     "no such command": Bad("quantize model.onnx", USAGE, "No such command 'quantize'"),
     "no such flag": Bad("convert model.onnx --bit 4", USAGE, "No such option:? '?--bit"),
     "too many bits": Bad("convert model.onnx --bits 9", USAGE, "9 is not in the range"),
+    "one bit for a grid": Bad(
+        "convert model.onnx --bits 1", USAGE, "bits: uniform weights have 2 to 8 bits, not 1"
+    ),
+    "more bits than a set has": Bad(
+        "convert model.onnx --levels apot --bits 6", USAGE, "apot weights have 2 to 5 bits, not 6"
+    ),
+    "no such levels": Bad("convert model.onnx --levels log", USAGE, "'log' is not one of"),
+    "no such version": Bad("convert model.onnx --target-ort new", USAGE, "target_ort: String sho"),
     "bits that are no number": Bad("convert model.onnx --bits four", USAGE, "'four' is not"),
     "activation bits that are no number": Bad(
         "convert model.onnx --act-bits x", USAGE, "'--act-bits': 'x'"

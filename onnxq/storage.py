@@ -1,0 +1,202 @@
+"""How the codes of weights lie in a file, and the standard operators that bring them back.
+
+* 8 bits: int8.
+* 4 bits: int4 behind a Cast, from onnxruntime 1.23 and opset 21 on.
+* 2 bits: int2 behind a Cast, from onnxruntime 1.24 and opset 25 on.
+* Other widths, and indices into a codebook: planes of bits (numerics/packing.py), the codes of all
+  layers of one width in one stream, unpacked by look-ups in tables and cut by a Split.
+
+All of it depends on constants alone: onnxruntime computes it once, when it loads the model.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.model import INT8, INT32, Model
+from onnxq.numerics import packing
+from onnxq.spec import Array, Ints, QTensor
+
+# The oldest onnxruntime whose best forms are used, unless another is named.
+OLDEST = "1.23"
+# The opset that quantization needs in any case, for QuantizeLinear per channel.
+OPSET = 13
+# Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
+UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
+# Types narrower than a byte: bits to numpy's dtype, the onnxruntime that casts it, its opset.
+NARROW = {4: (ml_dtypes.int4, (1, 23), 21), 2: (ml_dtypes.int2, (1, 24), 25)}
+
+
+def parse_version(text: str) -> tuple[int, int]:
+    """Major and minor number of an onnxruntime version."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def has_dtype(bits: int, uniform: bool, target: str) -> bool:
+    """Whether weights are stored in an ONNX type of their width that ``target`` can cast."""
+    return uniform and bits in NARROW and parse_version(target) >= NARROW[bits][1]
+
+
+def needed_opset(bits: int, uniform: bool, target: str) -> int:
+    """The least opset of a model that stores weights of a width."""
+    return NARROW[bits][2] if has_dtype(bits, uniform, target) else OPSET
+
+
+def stored_bits(tensor: gs.Tensor) -> int:
+    """Bits that a value of a weight takes in the file, scales and shared tables apart."""
+    while not isinstance(tensor, gs.Constant):
+        node = tensor.inputs[0]
+        if node.op == "Split":
+            planes = 8 * sum(plane.values.size for plane in _planes(node.inputs[0]))
+            return round(planes / int(node.inputs[1].values.sum()))
+        tensor = node.inputs[1 if node.op == "Gather" else 0]
+    dtype = tensor.values.dtype
+    return ml_dtypes.iinfo(dtype).bits if dtype.kind != "f" else 8 * dtype.itemsize
+
+
+def _planes(tensor: gs.Tensor) -> list[gs.Constant]:
+    """The constants of bytes that a stream is unpacked from."""
+    if isinstance(tensor, gs.Constant):
+        return [tensor] if tensor.dtype == np.uint8 else []
+    return [plane for source in tensor.inputs[0].inputs for plane in _planes(source)]
+
+
+@dataclass
+class _Part:
+    """Codes of a weight, the levels they stand for, and the tensor they are to become."""
+
+    codes: Ints
+    book: Array
+    result: gs.Variable
+
+
+class Storage:
+    """Puts weights into a model; ``finish`` writes what is shared by several.
+
+    Args:
+        model: Its graph is added to.
+        target: Version of the oldest onnxruntime that must read the file.
+    """
+
+    def __init__(self, model: Model, target: str) -> None:
+        self.model = model
+        self.target = target
+        self._streams: dict[int, list[_Part]] = {}
+        self._tables: dict[tuple[int, int], gs.Variable] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
+
+    def store(self, name: str, weight: QTensor, dtype: int = INT8) -> gs.Tensor:
+        """A tensor ``NAME_codes`` of the weight's levels, int8 or, of a float book, float32.
+
+        Args:
+            name: Of the weight.
+            weight: Its codes are stored, not its scale.
+            dtype: The type to cast them to.
+        """
+        bits = weight.params.spec.bits
+        if bits == 8 and weight.book is None:
+            result = self.model.constant(f"{name}_codes", weight.codes)
+            return result if dtype == INT8 else self._cast(result, dtype)
+        if has_dtype(bits, weight.book is None, self.target):
+            codes = weight.codes.astype(NARROW[bits][0])
+            return self._cast(self.model.constant(f"{name}_codes", codes), dtype)
+        result = self._queue(name, weight, bits)
+        return result if dtype == INT8 or weight.levels.dtype == np.float32 else (
+            self._cast(result, dtype)
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Write the streams and what unpacks them."""
+        for bits, parts in self._streams.items():
+            flat = np.concatenate([part.codes.reshape(-1) for part in parts])
+            one = len({part.book.tobytes() for part in parts}) == 1
+            stream = self._unpack(packing.pack(flat, bits), bits, parts[0].book if one else None)
+            sizes = [part.codes.size for part in parts]
+            if rest := -flat.size % packing.ALIGNMENT:
+                sizes.append(rest)
+            pieces = [self.model.variable("w") for _ in sizes]
+            split = self.model.constant("sizes", np.array(sizes, np.int64))
+            self.model.add("Split", [stream, split], *pieces)
+            for piece, part in zip(pieces, parts, strict=False):
+                if not one:
+                    piece = self._apply("Gather", self._shared(part.book), piece)
+                self.model.add("Reshape", [piece, self._shape(part.codes.shape)], part.result)
+
+    def _queue(self, name: str, weight: QTensor, bits: int) -> gs.Variable:
+        """Append the codes of a weight, as indices, to the stream of its width.
+
+        A book is filled up: tables are made for every index that the bits can hold.
+        """
+        codes, book = weight.codes, weight.book
+        if book is None:
+            half = 1 << bits - 1
+            codes, book = (codes + half).astype(np.uint8), np.arange(-half, half, dtype=np.int8)
+        book = np.pad(book, (0, (1 << bits) - book.size), mode="edge")
+        result = self.model.variable(f"{name}_codes")
+        self._streams.setdefault(bits, []).append(_Part(codes, book, result))
+        return result
+
+    def _unpack(self, planes: list[Array], bits: int, book: Array | None) -> gs.Tensor:
+        """A stream, flat: its levels, or its indices if there is no one book."""
+        total, above = None, bits
+        for width, plane in zip(packing.plane_widths(bits), planes, strict=True):
+            above -= width
+            table = self._table(width, above)
+            if book is not None and len(planes) == 1:
+                table = self._apply("Gather", self._shared(book), table)
+            stored = self.model.constant(f"packed{bits}", plane)
+            rows = self._apply("Gather", table, self._cast(stored, INT32))
+            values = self._apply("Reshape", rows, self._shape((-1,)))
+            total = values if total is None else self._apply("Add", total, values)
+        assert total is not None
+        if book is None or len(planes) == 1:
+            return total
+        return self._apply("Gather", self._shared(book), total)
+
+    def _table(self, width: int, above: int) -> gs.Variable:
+        """What each byte of a plane holds, int32 (256, 8 / width), computed from small constants.
+
+        T[byte, i] = (byte // 2^(width i) mod 2^width) 2^above
+        """
+        if (width, above) not in self._tables:
+            base = 1 << width
+            powers = base ** np.arange(8 // width)
+            row = self._apply("Div", self._bytes, self._number(powers))
+            table = self._apply("Mod", row, self._number(base))
+            if above:
+                table = self._apply("Mul", table, self._number(1 << above))
+            self._tables[width, above] = table
+        return self._tables[width, above]
+
+    @cached_property
+    def _bytes(self) -> gs.Variable:
+        """0 to 255, int32 (256, 1)."""
+        count = self._apply("Range", *(self._number(n) for n in (0, 256, 1)))
+        return self._apply("Reshape", count, self._shape((-1, 1)))
+
+    def _apply(self, op: str, *inputs: gs.Tensor) -> gs.Variable:
+        result = self.model.variable("u")
+        self.model.add(op, list(inputs), result)
+        return result
+
+    def _cast(self, tensor: gs.Tensor, dtype: int) -> gs.Variable:
+        result = self.model.variable(f"{tensor.name}_as")
+        self.model.add("Cast", [tensor], result, to=dtype)
+        return result
+
+    def _number(self, value: Array | int) -> gs.Constant:
+        return self._shared(np.array(value, np.int32))
+
+    def _shape(self, shape: tuple[int, ...]) -> gs.Constant:
+        return self._shared(np.array(shape, np.int64))
+
+    def _shared(self, values: Array) -> gs.Constant:
+        """A constant, made once however many layers need it."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.model.constant("n", values)
+        return self._constants[key]

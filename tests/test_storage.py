@@ -1,0 +1,108 @@
+"""Weights of any width and level set: as small as their bits, and the same when unpacked."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxq.inspect import inspect
+from onnxq.model import load
+from onnxq.numerics import affine, levels, ranges
+from onnxq.spec import weight_spec
+from onnxq.storage import UNPACKERS
+from tests.graphs import build, feeds, quantize, run
+
+LAYERS = {"w1": ((8, 3, 3, 3), 0), "w2": ((12, 8, 3, 3), 0), "w3": ((12, 5), 1)}
+NET = (
+    "(float[1,3,10,10] x) => (float[] y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) "
+    "d = GlobalAveragePool(c) e = Flatten(d) y = Gemm(e, w3) }"
+)
+SETS = [
+    *(("uniform", bits) for bits in range(2, 9)),
+    *((name, low) for name, (low, _) in levels.WIDTHS.items() if name != "uniform"),
+    *((name, high) for name, (_, high) in levels.WIDTHS.items() if name != "uniform"),
+]
+
+
+def net():
+    return build(NET, **{name: shape for name, (shape, _) in LAYERS.items()})
+
+
+def reference(w, name, bits, axis, integer):
+    """What the numerics make of a weight."""
+    spec = weight_spec(bits)
+    if name == "uniform":
+        params = affine.qparams(*ranges.weight_max(w, spec, axis), spec, axis)
+        return affine.fake_quantize(w, params)
+    return affine.values(levels.quantize(w, name, spec, axis, None, integer))
+
+
+@pytest.mark.parametrize(("name", "bits"), SETS)
+@pytest.mark.parametrize("act_bits", [8, "float"])
+def test_weights_unpack_to_what_the_numerics_say(tmp_path, name, bits, act_bits):
+    proto = net()
+    _, file = quantize(proto, tmp_path, levels=name, bits=bits, act_bits=act_bits)
+    taps = [f"{weight}_dequantized" for weight in LAYERS]
+    # Fused into an integer kernel, a weight is no tensor that could be looked at.
+    for optimize in (True, False) if act_bits == "float" else (False,):
+        found = run(onnx.load(file), feeds(proto), optimize=optimize, taps=taps)
+        for tensor in proto.graph.initializer:
+            w, axis = numpy_helper.to_array(tensor), LAYERS[tensor.name][1]
+            expected = reference(w, name, bits, axis, act_bits != "float")
+            np.testing.assert_array_equal(found[f"{tensor.name}_dequantized"], expected)
+
+
+@pytest.mark.parametrize(("name", "bits"), SETS)
+@pytest.mark.parametrize("target", ["1.20", "1.23", "1.24"])
+def test_all_that_unpacks_is_gone_once_the_model_is_loaded(tmp_path, name, bits, target):
+    report, file = quantize(net(), tmp_path, levels=name, bits=bits, target_ort=target)
+    assert not set(report.kernels.operators) & UNPACKERS
+    assert set(report.kernels.integer.values()) == {"QLinearConv", "QGemm"}
+    assert len(report.kernels.integer) == 3
+    found, _ = inspect(load(file), file)
+    assert {layer.bits for layer in found} == {bits}
+    opset = load(file).opset
+    narrow = {"1.20": {}, "1.23": {4: 21}, "1.24": {4: 21, 2: 25}}[target]
+    assert opset == (narrow.get(bits, 17) if name == "uniform" else 17)
+
+
+@pytest.mark.parametrize("name", ["uniform", "post", "kmeans"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_a_weight_takes_its_bits_and_little_more(tmp_path, name, bits):
+    """What 100,000 weights add to a file is their bits; what unpacks them is small."""
+
+    def size(width):
+        proto = build(
+            "(float[1,8,6,6] x) => (float[] y) { a = Conv(x, w) y = Conv(a, v) }",
+            w=(width, 8, 1, 1), v=(8, width, 1, 1),
+        )  # fmt: skip
+        _, file = quantize(proto, tmp_path, bits=bits, levels=name, target_ort="1.20")
+        scales = 2 * 4 * width  # a float32 scale for each channel, of the weight and of its bias
+        return file.stat().st_size - scales - 16 * width * bits / 8
+
+    assert size(6400) - size(8) <= 100
+    _, file = quantize(
+        build("(float[1,8,6,6] x) => (float[] y) { a = Conv(x, w) y = Conv(a, v) }",
+              w=(8, 8, 1, 1), v=(8, 8, 1, 1)), tmp_path,
+    )  # fmt: skip
+    assert size(8) - (file.stat().st_size - 128 - 128) <= {2: 600, 4: 600}.get(bits, 1200)
+
+
+def test_layers_share_what_unpacks_them(tmp_path):
+    def nodes(count):
+        chain = " ".join(f"t{i + 1} = Conv(t{i}, w{i})" for i in range(count))
+        weights = {f"w{i}": (4, 4, 1, 1) for i in range(count)}
+        proto = build(f"(float[1,4,3,3] t0) => (float[] t{count}) {{ {chain} }}", **weights)
+        _, file = quantize(proto, tmp_path, bits=3)
+        return [n.op_type for n in onnx.load(file).graph.node if n.op_type in UNPACKERS]
+
+    assert len(nodes(9)) == len(nodes(2)) + 7
+    assert nodes(9).count("Split") == 1
+
+
+@pytest.mark.parametrize("text", ["1", "2.0", "1.x", "newest"])
+def test_a_target_that_is_no_version_is_refused(tmp_path, text):
+    from onnxq.errors import UsageError
+
+    with pytest.raises(UsageError, match="target_ort"):
+        quantize(net(), tmp_path, target_ort=text)
