@@ -27,7 +27,7 @@ from onnxq.conversion import plan, quantized_against
 from onnxq.conversion import validate as run_validate
 from onnxq.demo import demo as run_demo
 from onnxq.errors import UsageError
-from onnxq.inspect import LayerInfo
+from onnxq.inspect import LayerInfo, cost
 from onnxq.inspect import inspect as run_inspect
 from onnxq.kernels import census
 from onnxq.model import load
@@ -35,7 +35,7 @@ from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.protos import file_size
 from onnxq.recipes import NAMED, Recipe
-from onnxq.report import comparison_dict, comparison_table, gate_text, human, layer_table
+from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 from onnxq.storage import OLDEST
 
@@ -213,7 +213,10 @@ def inspect(
     found, kernels = run_inspect(load(model), model)
     console.print(_layer_list(found))
     console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+    total = cost(found)
+    console.print(cost_text(total))
     values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
+    values |= {"cost": asdict(total)}
     write_json(json_file, values | {"total_layers": kernels.total})
     return 0
 

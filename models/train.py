@@ -67,11 +67,11 @@ class Recipe:
 RECIPES = {
     "digits-cnn": Recipe(60, DIGITS, 50, 3e-3, 0.05, adam=True, grows=False, half=False),
     "resnet20": Recipe(30),
-    "resnet56": Recipe(18),
-    "densenet-bc-100": Recipe(6),
+    "resnet56": Recipe(10),
+    "densenet-bc-100": Recipe(5),
     "mobilenetv2": Recipe(12, decay=1e-4, half=False),
-    "mobilenetv3": Recipe(20, decay=1e-4, half=False),
-    "vit": Recipe(12, rate=1e-3, decay=0.05, adam=True, grows=False),
+    "mobilenetv3": Recipe(16, decay=1e-4, half=False),
+    "vit": Recipe(10, rate=1e-3, decay=0.05, adam=True, grows=False),
     "segmenter": Recipe(3, SHAPES, rate=0.05, grows=False),
 }
 

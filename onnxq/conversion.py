@@ -13,7 +13,7 @@ from onnxq.data import Images, Samples, batches, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import Comparison, compare
 from onnxq.files import check_writable, restored_on_failure
-from onnxq.kernels import census
+from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, load
@@ -137,7 +137,8 @@ def convert(
         written = _reload(target, source, report)
         report.bytes = file_size(target)
         if original is not None:
-            report.kernels = census(written, target)
+            layers, report.kernels = inspect(written, target)
+            report.cost = cost(layers)
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
             }

@@ -1,16 +1,19 @@
-"""What is in a model: its layers, how their weights are stored and what ranges they have."""
+"""What is in a model: its layers, how their weights are stored, and what they cost."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
+from onnxq.errors import InputError
 from onnxq.kernels import Kernels, census, stored_names
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import grid_of
 from onnxq.model import Model
-from onnxq.runtime import evaluate
-from onnxq.storage import stored_bits
+from onnxq.runtime import Session, evaluate, random_feeds
+from onnxq.storage import stored_bits, stored_book
 
 
 @dataclass
@@ -27,6 +30,9 @@ class LayerInfo:
         lo: Smallest weight.
         hi: Largest weight.
         kernel: What computes it in onnxruntime.
+        overhead: Bits of its scales and its codebook.
+        macs: Multiply-accumulates of one run, at batch 1 where it is open; None if the model does
+            not run on random inputs.
     """
 
     name: str
@@ -38,11 +44,52 @@ class LayerInfo:
     lo: float
     hi: float
     kernel: str
+    overhead: int
+    macs: int | None
 
 
-def inspect(model: Model, file: Path | None = None) -> tuple[list[LayerInfo], Kernels]:
-    """The layers of a float or quantized model, and the kernels onnxruntime runs them on."""
-    kernels = census(model, file)
+@dataclass
+class Cost:
+    """What the weighted layers cost, as surveys of quantization count it (Rokh et al. 2023).
+
+    Attributes:
+        average_bits: sum b_l P_l / sum P_l over the layers' weights.
+        compression: 32 sum P_l / (sum b_l P_l + bits of scales and codebooks).
+        macs: Multiply-accumulates of one run; None if they are not known.
+        bops: Bit operations, sum MACs_l b_w b_a; None likewise.
+    """
+
+    average_bits: float
+    compression: float
+    macs: int | None
+    bops: int | None
+
+
+def cost(found: Sequence[LayerInfo]) -> Cost:
+    """The cost of all layers together."""
+    count = sum(math.prod(layer.shape) for layer in found) or 1
+    bits = sum(math.prod(layer.shape) * layer.bits for layer in found)
+    macs = [layer.macs for layer in found if layer.macs is not None]
+    whole = len(macs) == len(found)
+    return Cost(
+        bits / count,
+        32 * count / max(1, bits + sum(layer.overhead for layer in found)),
+        sum(macs) if whole else None,
+        sum(n * x.bits * x.act_bits for n, x in zip(macs, found, strict=True)) if whole else None,
+    )
+
+
+def inspect(
+    model: Model, file: Path | None = None, kernels: Kernels | None = None
+) -> tuple[list[LayerInfo], Kernels]:
+    """The layers of a float or quantized model, and the kernels onnxruntime runs them on.
+
+    Args:
+        model: The model.
+        file: Its file, if it should be loaded from there.
+        kernels: The kernels, if they are known.
+    """
+    kernels = kernels or census(model, file)
     sides = {
         node.name: next(i for i, t in enumerate(node.inputs[:2]) if stored_names(t))
         for node in model.graph.nodes
@@ -51,6 +98,7 @@ def inspect(model: Model, file: Path | None = None) -> tuple[list[LayerInfo], Ke
     weighted = [node for node in model.graph.nodes if node.name in sides]
     unpacked = [node.inputs[sides[node.name]] for node in weighted]
     values = evaluate(model, [t for t in unpacked if not isinstance(t, gs.Constant)])
+    shapes = _shapes(model, [tensor.name for n in weighted for tensor in (*n.inputs, *n.outputs)])
     found = []
     for node, weight in zip(weighted, unpacked, strict=True):
         stored = not isinstance(weight, gs.Constant)
@@ -67,6 +115,45 @@ def inspect(model: Model, file: Path | None = None) -> tuple[list[LayerInfo], Ke
                 float(w.min(initial=0.0)),
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
+                _overhead(weight),
+                _macs(node, sides[node.name], w.shape, shapes),
             )
         )
     return found, kernels
+
+
+def _overhead(weight: gs.Tensor) -> int:
+    """Bits of the scales of a stored weight, and of the codebook if it has one."""
+    if isinstance(weight, gs.Constant):
+        return 0
+    book = stored_book(weight)
+    return 32 * int(weight.inputs[0].inputs[1].values.size) + (0 if book is None else book)
+
+
+def _macs(
+    node: gs.Node, side: int, weight: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
+) -> int | None:
+    """Multiply-accumulates of a node: each weight's, once for every place it is used at.
+
+    A convolution uses it at every position of its output, a transposed one of its input; a matrix
+    product at every row of the other operand.
+    """
+    tensor = node.inputs[1 - side] if node.op == "ConvTranspose" else node.outputs[0]
+    if tensor.name not in shapes:
+        return None
+    shape = shapes[tensor.name]
+    if "Conv" in node.op:
+        return math.prod(weight) * math.prod(shape) // shape[1]
+    out_axis = len(shape) - 1 if side == 1 else len(shape) - 2
+    return math.prod(weight[-2:]) * math.prod(shape) // shape[out_axis]
+
+
+def _shapes(model: Model, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors in a run on random inputs; none if there cannot be one."""
+    made = {t.name for node in model.graph.nodes for t in node.outputs}
+    try:
+        session = Session(model, [name for name in names if name in made], optimize=False)
+        feeds = random_feeds(session.inputs)
+        return {name: x.shape for name, x in (feeds | session.run(feeds)).items()}
+    except InputError:
+        return {}

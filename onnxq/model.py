@@ -432,6 +432,16 @@ def _nbytes(constant: gs.Constant) -> int:
     return int(constant._values.nbytes)
 
 
+def element_bits(constant: gs.Constant) -> int:
+    """Bits of an element, told without reading the values, which would spoil packed ones."""
+    values = constant._values
+    if isinstance(values, LazyValues):
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(values.tensor.data_type)
+    else:
+        dtype = values.dtype
+    return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
+
+
 def _placeholder(constant: gs.Constant) -> TensorProto:
     """A tensor of the constant's name, type and shape whose data are said to lie elsewhere."""
     values = constant._values

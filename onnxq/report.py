@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.evaluate import Comparison, Rate
+from onnxq.inspect import Cost
 from onnxq.kernels import Kernels
 from onnxq.layerwise import LayerError
 from onnxq.pipeline import Outcome
@@ -36,6 +37,7 @@ class Report:
         calibration: Number of samples, seed, digest and preprocessing; empty without data.
         kernels: What onnxruntime runs on integers.
         why_float: Weighted layer that runs on floats to the reason.
+        cost: Bits, multiply-accumulates and bit operations of the weighted layers.
         layers: Error of every layer.
         fidelity: Quantized against float on some of the calibration samples.
         validation: The same on the validation data.
@@ -54,6 +56,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     kernels: Kernels = field(default_factory=Kernels)
     why_float: dict[str, str] = field(default_factory=dict)
+    cost: Cost | None = None
     layers: list[LayerError] = field(default_factory=list)
     fidelity: Comparison | None = None
     validation: Comparison | None = None
@@ -129,6 +132,8 @@ class Report:
                 f"of the graph: {_operators(self.kernels)}",
             ),
         ]
+        if self.cost is not None:
+            facts.append(("weights", cost_text(self.cost)))
         steps = [f"{name} {len(out.edits)}" for name, out in self.outcomes.items() if out]
         facts.append(("passes", ", ".join(steps)))
         if self.difference is not None:
@@ -222,6 +227,16 @@ def layer_table(errors: list[LayerError], title: str) -> Table:
     for e in errors:
         table.add_row(e.name, f"{e.isolated:.1f} dB", f"{e.accumulated:.1f} dB")
     return table
+
+
+def cost_text(c: Cost) -> str:
+    """Bits, multiply-accumulates and bit operations on one line."""
+    text = (
+        f"{c.average_bits:.2f} bits on average, compressed {c.compression:.2f}x with their scales"
+    )
+    if c.macs is None or c.bops is None:
+        return text
+    return f"{text}; {c.macs / 1e6:.1f} M multiply-accumulates, {c.bops / 1e9:.2f} G bit operations"
 
 
 def human(size: int) -> str:

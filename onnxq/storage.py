@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import INT8, INT32, Model
+from onnxq.model import INT8, INT32, Model, element_bits
 from onnxq.numerics import packing
 from onnxq.spec import Array, Ints, QTensor
 
@@ -54,8 +54,19 @@ def stored_bits(tensor: gs.Tensor) -> int:
             planes = 8 * sum(plane.values.size for plane in _planes(node.inputs[0]))
             return round(planes / int(node.inputs[1].values.sum()))
         tensor = node.inputs[1 if node.op == "Gather" else 0]
-    dtype = tensor.values.dtype
-    return ml_dtypes.iinfo(dtype).bits if dtype.kind != "f" else 8 * dtype.itemsize
+    return element_bits(tensor)
+
+
+def stored_book(tensor: gs.Tensor) -> int | None:
+    """Bits of the codebook behind a weight; None if its levels are evenly spaced."""
+    while not isinstance(tensor, gs.Constant):
+        node = tensor.inputs[0]
+        if node.op == "Gather" and isinstance(node.inputs[0], gs.Constant):
+            book = node.inputs[0].values
+            even = book.dtype == np.int8 and (np.diff(book.astype(int)) == 1).all()
+            return None if even else 8 * int(book.nbytes)
+        tensor = node.inputs[0]
+    return None
 
 
 def _planes(tensor: gs.Tensor) -> list[gs.Constant]:

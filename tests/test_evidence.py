@@ -70,7 +70,7 @@ def test_a_shape_that_depends_on_the_data_is_reported_not_fatal(converted):
 def test_a_failed_run_restores_what_it_was_to_replace(converted, tmp_path, monkeypatch):
     (tmp_path / "q.onnx").write_text("precious")
     (tmp_path / "q.onnx.data").write_text("precious too")
-    monkeypatch.setattr("onnxq.conversion.census", lambda *_: 1 / 0)
+    monkeypatch.setattr("onnxq.conversion.inspect", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         converted(f"(float[1,3,7,7] x) => (float[] a) {{ {CONV} }}", images(2), force=True)
     found = {f.name: f.read_text() for f in tmp_path.iterdir() if f.name != "m.onnx"}

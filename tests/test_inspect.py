@@ -1,0 +1,70 @@
+"""What the layers of a model cost."""
+
+import math
+
+import pytest
+import zoo
+
+from onnxq.inspect import cost, inspect
+from onnxq.model import from_proto, load
+from tests.graphs import build, quantize
+
+# The nodes, the weight, and the multiply-accumulates, written out.
+LAYERS = {
+    "conv": ("y = Conv<pads=[1,1,1,1]>(x, w)", (6, 4, 3, 3), 6 * 4 * 9 * 8 * 8),
+    "strided conv": ("y = Conv<strides=[2,2]>(x, w)", (6, 4, 3, 3), 6 * 4 * 9 * 3 * 3),
+    "grouped conv": ("y = Conv<group=2>(x, w)", (6, 2, 1, 1), 6 * 2 * 8 * 8),
+    "depthwise conv": ("y = Conv<group=4>(x, w)", (4, 1, 3, 3), 4 * 9 * 6 * 6),
+    "transposed conv": ("y = ConvTranspose<strides=[2,2]>(x, w)", (4, 6, 2, 2), 4 * 6 * 4 * 64),
+    "grouped transposed conv": ("y = ConvTranspose<group=2>(x, w)", (4, 3, 2, 2), 4 * 3 * 4 * 64),
+    "matmul": ("y = MatMul(x, w)", (8, 5), 8 * 5 * 4 * 8),
+    "matmul from the left": ("y = MatMul(w, x)", (5, 8), 8 * 5 * 4 * 8),
+    "gemm": ("f = Flatten(x) y = Gemm(f, w)", (256, 5), 256 * 5),
+    "transposed gemm": ("f = Flatten(x) y = Gemm<transB=1>(f, w)", (5, 256), 256 * 5),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("size", ["1", "N"])
+def test_multiply_accumulates_are_those_of_the_definition(name, size):
+    nodes, shape, expected = LAYERS[name]
+    proto = build(f"(float[{size},4,8,8] x) => (float[] y) {{ {nodes} }}", w=shape)
+    (layer,), _ = inspect(from_proto(proto))
+    assert (layer.macs, layer.overhead, layer.shape) == (expected, 0, shape)
+
+
+@pytest.mark.parametrize("levels", ["uniform", "kmeans"])
+def test_bits_scales_and_codebooks_add_up(tmp_path, levels):
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y) { a = Conv(x, w) y = Conv(a, v) }",
+        w=(16, 4, 3, 3), v=(8, 16, 1, 1),
+    )  # fmt: skip
+    report, file = quantize(proto, tmp_path, bits=3, levels=levels, act_bits=4)
+    found, _ = inspect(load(file), file)
+    total = cost(found)
+    books = 0 if levels == "uniform" else 2 * 8 * 8
+    weights, scales = 16 * 4 * 9 + 8 * 16, 16 + 8
+    assert total.average_bits == 3
+    assert total.compression == pytest.approx(32 * weights / (3 * weights + 32 * scales + books))
+    macs = [16 * 4 * 9 * 36, 8 * 16 * 36]
+    # Both layers are first or last, and read 8 bits.
+    assert (total.macs, total.bops) == (sum(macs), sum(macs) * 3 * 8)
+    assert report.cost == total
+
+
+def test_a_model_that_cannot_run_on_random_inputs_has_no_multiply_accumulates():
+    proto = build("(float[1,4,H,W] x) => (float[] y) { y = Conv(x, w) }", w=(6, 4, 3, 3))
+    found, _ = inspect(from_proto(proto))
+    total = cost(found)
+    assert (total.macs, total.bops, total.average_bits) == (None, None, 32)
+
+
+@pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: entry["name"])
+def test_the_zoo_is_counted_as_torch_counts_it(entry):
+    file = zoo.ROOT / entry["file"]
+    found, kernels = inspect(load(file), file)
+    # Products of two activations have no weight: they are not counted here.
+    attention = 2 * 6 * 64 * 64 * 128 if entry["name"] == "vit" else 0
+    assert cost(found).macs == entry["macs"] - attention
+    assert kernels.total == len(found)
+    assert sum(math.prod(layer.shape) for layer in found) <= entry["parameters"]
