@@ -29,6 +29,26 @@ def tests(session):
 
 
 @nox.session
+@nox.parametrize("version", ["1.20.1", "1.23.2", "1.24.1", "newest"])
+def targets(session, version):
+    """Files for an older onnxruntime, run by it alone; takes minutes for each."""
+    install(session, "tests")
+    folder = Path(session.create_tmp()).resolve()
+    files = folder / "files"
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir()
+    target = "1.24" if version == "newest" else version.rpartition(".")[0]
+    write, read = (ROOT / "tests" / "targets" / f"{name}.py" for name in ("write", "read"))
+    with session.chdir(folder):  # away from the sources, which would stand in for the package
+        session.run("python", str(write), target, str(files))
+    session.run("python", "-m", "venv", "--clear", str(folder / "alone"))
+    scripts = folder / "alone" / ("Scripts" if os.name == "nt" else "bin")
+    wanted = "onnxruntime" if version == "newest" else f"onnxruntime=={version}"
+    session.run(str(scripts / "pip"), "install", "--quiet", wanted, external=True)
+    session.run(str(scripts / "python"), str(read), str(files), external=True)
+
+
+@nox.session
 def lint(session):
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check")
