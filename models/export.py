@@ -88,7 +88,8 @@ def borrow(path: Path, lender: Path) -> None:
     The repository then holds each weight once. A weight within rounding of the lender's is equal.
     """
     content = lender.read_bytes()
-    model, theirs = onnx.load(path), onnx.load(lender).graph.initializer
+    model = onnx.load(path)
+    theirs = onnx.load(lender, load_external_data=False).graph.initializer
     lent = {t.name: (numpy_helper.to_array(t), t.raw_data) for t in theirs if not t.external_data}
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) < SMALL or tensor.data_type != TensorProto.FLOAT:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-DIM, DEPTH, HEADS, TOKENS = 128, 6, 4, 64
+DIM, DEPTH, HEADS, TOKENS = 128, 5, 4, 64
 
 
 class Attention(nn.Module):
@@ -69,5 +69,5 @@ class ViT(nn.Module):
 
 
 def vit() -> ViT:
-    """1.3 M parameters."""
+    """1.1 M parameters, 73 M multiply-accumulates."""
     return ViT()

@@ -81,7 +81,7 @@ LAYERS = {
     "densenet-bc-100": 151,
     "mobilenetv2": 53,
     "mobilenetv3": 48,
-    "vit": 27,
+    "vit": 23,
     "segmenter": 12,
 }
 
