@@ -71,6 +71,14 @@ from onnxq.storage import OLDEST
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as TOML and do nothing.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a layer, not per channel.")
 @click.option(
+    "--group-size",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="One weight scale for N input channels; needs --act-bits float.",
+)
+@click.option("--attention", is_flag=True, help="Products of two activations on integers, too.")
+@click.option(
     "--first-last-bits",
     type=click.IntRange(2, 8),
     default=8,
@@ -112,8 +120,8 @@ def convert(
     if recipe is not None and recipe.endswith(".toml"):
         chosen = Recipe.from_toml(Path(recipe))
     if print_recipe:
-        names = ("bits", "act_bits", "levels", "oaq", "per_tensor", "first_last_bits", "target_ort")
-        flags = {name: options[name] for name in names}
+        names = ("bits", "act_bits", "levels", "oaq", "per_tensor", "group_size", "attention")
+        flags = {name: options[name] for name in (*names, "first_last_bits", "target_ort")}
         click.echo(
             plan(chosen, keep_float=keep_float, calibrated=True, **flags).to_toml(), nl=False
         )
@@ -338,9 +346,9 @@ def _layer_list(layers: list[LayerInfo]) -> Table:
 
 def _speed_table(speeds: list[Speed]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "speed", "quartiles"):
+    for column in ("model", "speed", "quartiles", "load time"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for speed in speeds:
         spread = f"{speed.low:.2f} to {speed.high:.2f}"
-        table.add_row(speed.file, f"{speed.ratio:.2f}x", spread)
+        table.add_row(speed.file, f"{speed.ratio:.2f}x", spread, f"{speed.load:.2f}x")
     return table

@@ -16,6 +16,8 @@ OPEN_SIZE = 224
 ROUNDS = 31
 # A slice of one model's turn must be long against the clock and short against drift.
 SLICE_SECONDS = 0.02
+# Each model is loaded so often, in turns.
+LOADS = 5
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Speed:
         low: First quartile of the ratio.
         high: Third quartile.
         ms: Median milliseconds of a run, of this machine at this moment.
+        load: Median over LOADS of this time to load / the first model's: above 1 is slower.
     """
 
     file: str
@@ -35,6 +38,7 @@ class Speed:
     low: float
     high: float
     ms: float
+    load: float
 
 
 def bench(
@@ -66,10 +70,12 @@ def bench(
         for column, (session, count) in enumerate(zip(sessions, repeats, strict=True)):
             times[turn, column] = _timed(session, feeds, count)
         progress("timing", 1, ROUNDS)
+    loads = np.array([[_loaded(file) for file in files] for _ in range(LOADS)])
     ratios = times[:, :1] / times
+    load = np.median(loads / loads[:, :1], axis=0)
     low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
     return [
-        Speed(str(f), float(median[i]), float(low[i]), float(high[i]), float(ms))
+        Speed(str(f), float(median[i]), float(low[i]), float(high[i]), float(ms), float(load[i]))
         for i, (f, ms) in enumerate(zip(files, np.median(times, axis=0) * 1e3, strict=True))
     ]
 
@@ -81,6 +87,13 @@ def _timed(session: Session, feeds: dict[str, Array], count: int) -> float:
     for _ in range(count):
         session.run(feeds)
     return (time.perf_counter() - start) / count
+
+
+def _loaded(file: Path) -> float:
+    """Seconds to load a model: what unpacks its weights runs then."""
+    start = time.perf_counter()
+    Session(file)
+    return time.perf_counter() - start
 
 
 def _sized(i: Input, batch: int) -> Input:

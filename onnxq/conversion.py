@@ -47,6 +47,8 @@ def convert(
     calib_size: int = 256,
     preprocess: Preprocess | str | Path | None = None,
     per_tensor: bool = False,
+    group_size: int = 0,
+    attention: bool = False,
     first_last_bits: int = 8,
     target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
@@ -72,6 +74,8 @@ def convert(
         calib_size: Samples drawn from it.
         preprocess: For images; see ``onnxq.preprocess.resolve`` for what happens without.
         per_tensor: One weight scale for a layer instead of one for each output channel.
+        group_size: One weight scale for so many input channels, of models with float activations.
+        attention: Products of two activations run on integers, too.
         first_last_bits: At least these for the activations that the first and last layers read.
         target_ort: The oldest onnxruntime that must read the file.
         keep_float: Globs over node names to leave alone.
@@ -96,6 +100,8 @@ def convert(
         levels=levels,
         oaq=oaq,
         per_tensor=per_tensor,
+        group_size=group_size,
+        attention=attention,
         first_last_bits=first_last_bits,
         target_ort=target_ort,
         keep_float=keep_float,
@@ -192,6 +198,8 @@ def plan(
     levels: str = "uniform",
     oaq: bool = False,
     per_tensor: bool = False,
+    group_size: int = 0,
+    attention: bool = False,
     first_last_bits: int = 8,
     target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
@@ -206,6 +214,8 @@ def plan(
         levels: Of the weights.
         oaq: Outlier-aware weight ranges.
         per_tensor: One weight scale for a layer.
+        group_size: One weight scale for so many input channels.
+        attention: Products of two activations on integers.
         first_last_bits: Of what the first and last layers read.
         target_ort: The oldest onnxruntime.
         keep_float: Globs over node names.
@@ -215,11 +225,13 @@ def plan(
         UsageError: There is no such recipe, or its activations need data that are not there.
     """
     if isinstance(recipe, Recipe):
-        flags = (bits, act_bits, levels, oaq, per_tensor, first_last_bits, target_ort)
-        if flags != (None, None, "uniform", False, False, 8, OLDEST):
+        flags = (bits, act_bits, levels, oaq, per_tensor, group_size, attention)
+        if flags != (None, None, "uniform", False, False, 0, False) or (
+            (first_last_bits, target_ort) != (8, OLDEST)
+        ):
             raise UsageError(
                 "a recipe says all of --bits, --act-bits, --levels, --oaq, --per-tensor, "
-                "--first-last-bits and --target-ort"
+                "--group-size, --attention, --first-last-bits and --target-ort"
             )
         chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
     else:
@@ -236,6 +248,8 @@ def plan(
             act_bits=width,
             levels=levels,
             per_channel=not per_tensor,
+            group_size=group_size,
+            attention=attention,
             first_last_bits=first_last_bits,
             target_ort=target_ort,
             keep_float=keep_float,

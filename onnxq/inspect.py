@@ -111,7 +111,7 @@ def inspect(
                 w.shape,
                 stored_bits(weight),
                 32 if grid is None else grid.spec.bits,
-                weight.inputs[0].inputs[1].values.size if stored else 0,
+                _scales(weight),
                 float(w.min(initial=0.0)),
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
@@ -122,12 +122,22 @@ def inspect(
     return found, kernels
 
 
+def _scales(weight: gs.Tensor) -> int:
+    """Number of scales of a stored weight, 0 for a float one."""
+    if isinstance(weight, gs.Constant):
+        return 0
+    node = weight.inputs[0]
+    if node.op == "Reshape":  # of groups to channels
+        node = node.inputs[0].inputs[0]
+    return int(node.inputs[1].values.size)
+
+
 def _overhead(weight: gs.Tensor) -> int:
     """Bits of the scales of a stored weight, and of the codebook if it has one."""
     if isinstance(weight, gs.Constant):
         return 0
     book = stored_book(weight)
-    return 32 * int(weight.inputs[0].inputs[1].values.size) + (0 if book is None else book)
+    return 32 * _scales(weight) + (0 if book is None else book)
 
 
 def _macs(

@@ -2,7 +2,8 @@
 
 Three kinds of node take part, after what onnxruntime's CPU kernels were measured to do:
 
-* A *layer* (Conv, Gemm, MatMul with a constant weight) has an integer kernel and is worth it.
+* A *layer* (Conv, Gemm, MatMul with a constant weight) has an integer kernel and is worth it. A
+  MatMul of two activations is treated alike, unless a pass keeps it float.
 * A *companion* (Add, Mul, Concat, pools, Sigmoid, LeakyRelu) has one too, but pays only between
   integer neighbours: all its inputs must be on integers already, born there or quantized for a
   layer (of a Concat one input is enough), and something after it must want its result.
@@ -228,6 +229,11 @@ def factor(node: gs.Node) -> np.float32 | None:
     return np.float32(1.0) / value if node.op == "Div" else np.float32(value)
 
 
+def is_product(node: gs.Node) -> bool:
+    """Whether a node is a matrix product of two activations, as in attention."""
+    return node.op == "MatMul" and not node.domain and not any(map(_constant, node.inputs))
+
+
 def _moves(node: gs.Node) -> bool:
     """Whether a node could run on codes: see the module's docstring on moves."""
     if factor(node) is not None:
@@ -255,6 +261,8 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
         return model.kept_float[node.name]
     if node.domain:
         return f"a custom operator of {node.domain}"
+    if is_product(node):
+        return None
     if node.op in WEIGHTED:
         layer = layer_of(node)
         return "it has no constant float32 weight" if layer is None else _layer_obstacle(layer)

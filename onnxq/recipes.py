@@ -74,6 +74,9 @@ class Recipe(BaseModel):
         names = [p.name for p in self.passes]
         if len(set(names)) < len(names):
             raise ValueError("a pass may stand in a recipe only once")
+        grouped = any(isinstance(p, QuantizeWeights) and p.group_size for p in self.passes)
+        if grouped and self.act_bits != "float":
+            raise ValueError("groups of input channels need float activations: --act-bits float")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
         return self
@@ -173,6 +176,8 @@ def build(
     weight_range: str | None = None,
     act_range: str | None = None,
     per_channel: bool = True,
+    group_size: int = 0,
+    attention: bool = False,
     first_last_bits: int = 8,
     target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
@@ -191,6 +196,7 @@ def build(
                 "levels": levels,
                 "bits": DEFAULT_BITS.get(levels, 4) if bits is None else bits,
                 "per_channel": per_channel,
+                "group_size": group_size,
                 "range": weight_range or ("max" if levels == "uniform" else "mse"),
                 "book": "float" if act_bits == "float" else "int8",
             }
@@ -202,10 +208,10 @@ def build(
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")
             options = {"bits": act_bits, "range": fitting, "first_last_bits": first_last_bits}
-            steps += (QuantizeActivations.of(options),)
+            steps += (QuantizeActivations.of(options | {"attention": attention}),)
+        return Recipe(passes=(*steps, emission), keep_float=keep_float)
     except ValidationError as cause:
         raise UsageError(explain(cause)) from cause
-    return Recipe(passes=(*steps, emission), keep_float=keep_float)
 
 
 # What each named recipe changes about ``build``.

@@ -62,9 +62,11 @@ class QParams:
     """Where a grid lies on the real line.
 
     Attributes:
-        scale: float32, () or (channels,); positive, finite and normal.
+        scale: float32, () or (channels,), or of the tensor's rank with size 1 along every axis that
+            shares a scale; positive, finite and normal.
         zero_point: Integer of the spec's dtype, same shape as ``scale``.
-        axis: Channel axis of the tensor the parameters belong to; None for one scale.
+        axis: Channel axis of the tensor the parameters belong to; None if the scale broadcasts to
+            it as it is.
         spec: The grid.
     """
 

@@ -279,6 +279,12 @@ class _Emitter:
             stored = self.storage.store(name, weight, FLOAT)
             result = model.variable(f"{name}_dequantized")
             model.add("Mul", [stored, model.constant(f"{name}_scale", scale)], result)
+            shape = layer.weight.shape
+            if weight.codes.shape != shape:  # its input channels are split into groups
+                whole = model.variable(f"{name}_whole")
+                target = model.constant(f"{name}_shape", np.array(shape, np.int64))
+                model.add("Reshape", [result, target], whole)
+                result = whole
             node.inputs[layer.weight_index] = result
 
     def _stems_from_codes(self, tensor: gs.Tensor) -> bool:

@@ -10,9 +10,10 @@ from onnxq.model import Model
 from onnxq.numerics import affine, ranges
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import Placement, data_inputs, demote, factor, moved, place
+from onnxq.placement import Placement, data_inputs, demote, factor, is_product, moved
 from onnxq.spec import activation_spec
 
+PRODUCT = "it multiplies two activations; --attention puts it on integers"
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
 WIDEST_CONCAT = 64.0
 
@@ -24,6 +25,8 @@ class QuantizeActivations(Pass):
         bits: 2 to 8.
         first_last_bits: At least these for what the first layers and the last layers read.
         range: How the range is chosen from the calibration data.
+        attention: Products of two activations run on integers, too. That costs accuracy and pays,
+            a little, from some 200 tokens on.
     """
 
     name: ClassVar[str] = "quantize-activations"
@@ -32,17 +35,23 @@ class QuantizeActivations(Pass):
     bits: int = Field(8, ge=2, le=8)
     first_last_bits: int = Field(8, ge=2, le=8)
     range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    attention: bool = False
 
     def observe(self, model: Model) -> dict[str, Observer]:
         """Watch every tensor that needs a grid."""
         fold = MinMax if self.range == "minmax" else Histogram
-        return {name: fold() for name in place(model).roots}
+        return {name: fold() for name in self._place(model).roots}
+
+    def _place(self, model: Model) -> Placement:
+        """The placement, products of two activations kept float unless they are asked for."""
+        products = () if self.attention else filter(is_product, model.graph.nodes)
+        return demote(model, {n.name: PRODUCT for n in products if n.name not in model.kept_float})
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Fill in ``model.activations`` and demote what calibration shows to be unfit."""
         outcome = Outcome()
         tensors = {t.name: t for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
-        placement = place(model)
+        placement = self._place(model)
         while reasons := self._unfit(model, placement, tensors, statistics):
             placement = demote(model, reasons)
         ends = _ends(model, placement)

@@ -10,7 +10,7 @@ from onnxq.layers import Layer, layers
 from onnxq.model import Model
 from onnxq.numerics import affine, levels, ranges
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.spec import Floats, QTensor, QuantSpec, weight_spec
+from onnxq.spec import Floats, QParams, QTensor, QuantSpec, weight_spec
 
 Levels = Literal["uniform", "pot", "ipot", "apot", "post", "kmeans", "ternary", "binary"]
 
@@ -22,6 +22,8 @@ class QuantizeWeights(Pass):
         levels: ``uniform`` or a set of numerics/levels.py.
         bits: 2 to 8; sets of levels exist in fewer widths, ``binary`` in 1 bit.
         per_channel: One scale for each output channel rather than one for the layer.
+        group_size: One scale for so many input channels of each output channel; float layers alone
+            can have that, since an integer kernel sums over all of them. 0 for no groups.
         range: How the range is chosen; ``oaq`` is the outlier-aware one, ``mse`` is tuned for the
             levels. Ternary and binary weights have an optimum that needs none.
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
@@ -34,6 +36,7 @@ class QuantizeWeights(Pass):
     levels: Levels = "uniform"
     bits: int = Field(8, validate_default=True)
     per_channel: bool = True
+    group_size: int = Field(0, ge=0)
     range: Literal["max", "percentile", "mse", "oaq"] = "max"
     book: Literal["int8", "float"] = "int8"
 
@@ -51,6 +54,9 @@ class QuantizeWeights(Pass):
         """Fill in ``model.weights``."""
         outcome = Outcome()
         spec = weight_spec(self.bits, self.per_channel)
+        if self.levels != "uniform" and self.book == "int8":
+            moved = levels.book_rounding(self.levels, self.bits)
+            outcome.remark("model", f"its levels lie on an int8 grid, at most {moved:.2%} away")
         for layer in layers(model):
             if (why := model.kept_float.get(layer.name)) is not None:
                 outcome.skip(layer.name, why)
@@ -60,8 +66,19 @@ class QuantizeWeights(Pass):
                 continue
             _require_finite(layer)
             axis = layer.out_axis if self.per_channel else None
-            weight = model.weights[layer.name] = self._quantized(layer.weight, spec, axis)
-            codes = weight.levels
+            if self.group_size and layer.weight.shape[layer.in_axis] % self.group_size == 0:
+                weight = self._grouped(layer, spec)
+            else:
+                weight = self._quantized(layer.weight, spec, axis)
+                if self.group_size:
+                    c_in = layer.weight.shape[layer.in_axis]
+                    outcome.remark(
+                        layer.name,
+                        f"its {c_in} input channels are not whole groups of {self.group_size}: "
+                        "one scale for each output channel",
+                    )
+            model.weights[layer.name] = weight
+            codes = weight.levels.reshape(layer.weight.shape)
             dead = int(np.sum(~codes.any(axis=affine.reduce_axes(codes.ndim, layer.out_axis))))
             outcome.edit(layer.name, f"{self.bits} bits")
             if dead:
@@ -70,6 +87,23 @@ class QuantizeWeights(Pass):
                     f"{dead} of {codes.shape[layer.out_axis]} channels are dead: all zero",
                 )
         return outcome
+
+    def _grouped(self, layer: Layer, spec: QuantSpec) -> QTensor:
+        """The weight with its input channels split in two axes, a scale for each of the first.
+
+        Output channels and groups together are the channels of a matrix that is quantized as any.
+        """
+        w, group = layer.weight, layer.in_axis
+        split = w.reshape(*w.shape[:group], -1, self.group_size, *w.shape[group + 1 :])
+        out = layer.out_axis + (layer.out_axis > group)
+        rows = np.moveaxis(split, (out, group), (0, 1))
+        found = self._quantized(rows.reshape(rows.shape[0] * rows.shape[1], -1), spec, 0)
+        scale = found.params.scale.reshape(*rows.shape[:2], *[1] * (rows.ndim - 2))
+        codes, scale = (
+            np.moveaxis(x, (0, 1), (out, group)) for x in (found.codes.reshape(rows.shape), scale)
+        )
+        params = QParams(scale, np.zeros(scale.shape, np.int8), None, spec)
+        return QTensor(codes, params, found.book)
 
     def _quantized(self, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
         fixed = self.levels in ("ternary", "binary")

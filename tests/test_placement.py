@@ -7,7 +7,7 @@ import pytest
 from onnxq.model import from_proto
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.normalize import Normalize
-from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_activations import PRODUCT, QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.pipeline import run as run_passes
 from onnxq.placement import place
@@ -90,17 +90,24 @@ def test_a_concat_of_ranges_64_fold_apart_stays_float(tmp_path, factor, integer)
         assert report.kernels.operators["QLinearMul"] == 0
 
 
-def test_a_product_of_two_activations_stays_float(tmp_path):
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_product_of_two_activations_stays_float_unless_it_is_asked_for(tmp_path, asked):
     proto = build(
         "(float[2,5,8] x) => (float[] y) { q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) "
         "t = Transpose<perm=[0,2,1]>(k) s = MatMul(q, t) p = Softmax(s) o = MatMul(p, v) "
         "y = MatMul(o, wo) }",
         wq=(8, 8), wk=(8, 8), wv=(8, 8), wo=(8, 8),
     )  # fmt: skip
-    report, _ = quantize(proto, tmp_path)
-    without = "it has no constant float32 weight"
-    assert skips(report) == {"MatMul_s": without, "MatMul_o": without}
+    report, _ = quantize(proto, tmp_path, attention=asked)
+    products = {} if asked else {"MatMul_s": PRODUCT, "MatMul_o": PRODUCT}
+    assert skips(report) == products
     assert set(report.kernels.integer) == {"MatMul_q", "MatMul_k", "MatMul_v", "MatMul_y"}
+    integer = ("MatMulIntegerToFloat", "QLinearMatMul")
+    found, floats = (
+        sum(report.kernels.operators[op] for op in ops)
+        for ops in (integer, ("MatMul", "FusedMatMul"))
+    )
+    assert (found, floats) == ((6, 0) if asked else (4, 2))
 
 
 @pytest.mark.parametrize(

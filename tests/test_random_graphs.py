@@ -334,7 +334,7 @@ def reference(proto, feeds):
         return dict(zip(session.output_names, session.run(None, feeds), strict=True))
 
 
-def convert_and_check(folder, net, weights, act_bits, kept):
+def convert_and_check(folder, net, weights, act_bits, kept, attention, group):
     proto, shape = net
     onnx.checker.check_model(proto, full_check=True)
     rng = np.random.default_rng(0)
@@ -354,6 +354,8 @@ def convert_and_check(folder, net, weights, act_bits, kept):
         bits=bits,
         act_bits=act_bits,
         keep_float=keep_float,
+        attention=attention,
+        group_size=group if act_bits == "float" else 0,
     )
     written = onnx.load(file)
     onnx.checker.check_model(written, full_check=True)
@@ -373,6 +375,8 @@ CASES = {
         st.sampled_from([(name, bits) for name, ends in WIDTHS.items() for bits in ends]),
     ),
     "act_bits": st.one_of(st.just(8), st.integers(2, 8), st.just("float")),
+    "attention": st.booleans(),
+    "group": st.integers(0, 3),
     "kept": st.lists(st.integers(0, 9), max_size=2),
 }
 FIXED = settings(

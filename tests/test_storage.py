@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxq.errors import UsageError
 from onnxq.inspect import inspect
 from onnxq.model import load
 from onnxq.numerics import affine, levels, ranges
@@ -102,7 +103,51 @@ def test_layers_share_what_unpacks_them(tmp_path):
 
 @pytest.mark.parametrize("text", ["1", "2.0", "1.x", "newest"])
 def test_a_target_that_is_no_version_is_refused(tmp_path, text):
-    from onnxq.errors import UsageError
-
     with pytest.raises(UsageError, match="target_ort"):
         quantize(net(), tmp_path, target_ort=text)
+
+
+GROUPED = {
+    "conv": ("y = Conv(x, w)", (6, 8, 3, 3), (6, 2, 4, 3, 3), (0, 1)),
+    "conv transpose": ("y = ConvTranspose(x, w)", (8, 6, 3, 3), (2, 4, 6, 3, 3), (2, 0)),
+    "gemm": ("f = GlobalMaxPool(x) g = Flatten(f) y = Gemm(g, w)", (8, 5), (2, 4, 5), (2, 0)),
+    "transposed gemm": (
+        "f = GlobalMaxPool(x) g = Flatten(f) y = Gemm<transB=1>(g, w)", (5, 8), (5, 2, 4), (0, 1)
+    ),
+    "matmul": ("y = MatMul(x, w)", (8, 5), (2, 4, 5), (2, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("levels", ["uniform", "kmeans"])
+def test_every_group_of_input_channels_has_a_scale(tmp_path, name, bits, levels):
+    if levels == "kmeans" and bits == 8:
+        pytest.skip("there are no 8-bit codebooks")
+    nodes, shape, split, (out, group) = GROUPED[name]
+    proto = build(f"(float[1,8,8,8] x) => (float[] y) {{ {nodes} }}", w=shape)
+    report, file = quantize(
+        proto, tmp_path, bits=bits, levels=levels, act_bits="float", group_size=4
+    )
+    w = numpy_helper.to_array(proto.graph.initializer[0]).reshape(split)
+    tensor = "w_whole"
+    for optimize in (True, False):
+        found = run(onnx.load(file), feeds(proto), optimize=optimize, taps=[tensor])[tensor]
+        assert found.shape == shape
+        error = np.abs(found.reshape(split) - w)
+        if levels == "uniform":
+            axes = tuple(i for i in range(len(split)) if i not in (out, group))
+            step = np.abs(w).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1)
+            assert (error <= step / 2 * 1.0001).all()
+    assert not set(report.kernels.operators) & (UNPACKERS - {"Reshape"})
+    (layer,), _ = inspect(load(file), file)
+    assert (layer.bits, layer.scales) == (bits, split[out] * split[group])
+
+
+def test_groups_need_float_activations_and_whole_groups(tmp_path):
+    with pytest.raises(UsageError, match="groups of input channels need float activations"):
+        quantize(net(), tmp_path, group_size=4)
+    report, _ = quantize(net(), tmp_path, group_size=4, act_bits="float")
+    remarks = {r.where: r.what for r in report.outcomes["quantize-weights"].remarks}
+    assert list(remarks) == ["Conv_a"]
+    assert "3 input channels are not whole groups of 4" in remarks["Conv_a"]

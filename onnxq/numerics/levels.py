@@ -101,6 +101,17 @@ def integer_book(levels: Floats) -> tuple[Ints, Floats]:
     return np.rint(best * levels).astype(np.int8), np.asarray(1.0 / best)
 
 
+def book_rounding(name: str, bits: int) -> float:
+    """Largest distance between a level and its place on the int8 grid, relative to the clip.
+
+    Clusters differ from layer to layer: for them it is the largest that can be.
+    """
+    if name not in SETS:
+        return 0.5 / min(GRIDS)
+    book, unit = integer_book(SETS[name](bits))
+    return float(np.abs(book * unit - SETS[name](bits)).max())
+
+
 def clip_mse(w: Floats, levels: Floats, axis: int | None) -> Floats:
     """The alpha with the least sum of (w - w_hat)^2, float64 () or (channels,).
 
