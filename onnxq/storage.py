@@ -11,6 +11,7 @@ All of it depends on constants alone: onnxruntime computes it once, when it load
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,7 +28,10 @@ OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
 # Types narrower than a byte: bits to numpy's dtype, the onnxruntime that casts it, its opset.
-NARROW = {4: (ml_dtypes.int4, (1, 23), 21), 2: (ml_dtypes.int2, (1, 24), 25)}
+NARROW: dict[int, tuple[Any, tuple[int, int], int]] = {
+    4: (ml_dtypes.int4, (1, 23), 21),
+    2: (ml_dtypes.int2, (1, 24), 25),
+}
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -43,7 +47,7 @@ def has_dtype(bits: int, uniform: bool, target: str) -> bool:
 
 def needed_opset(bits: int, uniform: bool, target: str) -> int:
     """The least opset of a model that stores weights of a width."""
-    return NARROW[bits][2] if has_dtype(bits, uniform, target) else OPSET
+    return int(NARROW[bits][2]) if has_dtype(bits, uniform, target) else OPSET
 
 
 def stored_bits(tensor: gs.Tensor) -> int:
@@ -51,7 +55,7 @@ def stored_bits(tensor: gs.Tensor) -> int:
     while not isinstance(tensor, gs.Constant):
         node = tensor.inputs[0]
         if node.op == "Split":
-            planes = 8 * sum(plane.values.size for plane in _planes(node.inputs[0]))
+            planes = 8 * sum(int(plane.values.size) for plane in _planes(node.inputs[0]))
             return round(planes / int(node.inputs[1].values.sum()))
         tensor = node.inputs[1 if node.op == "Gather" else 0]
     return element_bits(tensor)

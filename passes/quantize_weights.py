@@ -99,20 +99,19 @@ class QuantizeWeights(Pass):
         rows = np.moveaxis(split, (out, group), (0, 1))
         found = self._quantized(rows.reshape(rows.shape[0] * rows.shape[1], -1), spec, 0)
         scale = found.params.scale.reshape(*rows.shape[:2], *[1] * (rows.ndim - 2))
-        codes, scale = (
-            np.moveaxis(x, (0, 1), (out, group)) for x in (found.codes.reshape(rows.shape), scale)
-        )
+        codes = np.moveaxis(found.codes.reshape(rows.shape), (0, 1), (out, group))
+        scale = np.moveaxis(scale, (0, 1), (out, group))
         params = QParams(scale, np.zeros(scale.shape, np.int8), None, spec)
         return QTensor(codes, params, found.book)
 
     def _quantized(self, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
-        fixed = self.levels in ("ternary", "binary")
-        tuned = fixed or (self.levels != "uniform" and self.range == "mse")
-        lo, hi = (None, None) if tuned else ranges.WEIGHT[self.range](w, spec, axis)
         if self.levels == "uniform":
-            params = affine.qparams(lo, hi, spec, axis)
+            params = affine.qparams(*ranges.WEIGHT[self.range](w, spec, axis), spec, axis)
             return QTensor(affine.quantize(w, params), params)
-        alpha = None if tuned else np.maximum(-lo, hi).astype(np.float64)
+        alpha = None
+        if self.range != "mse" and self.levels not in ("ternary", "binary"):
+            lo, hi = ranges.WEIGHT[self.range](w, spec, axis)
+            alpha = np.maximum(-lo, hi).astype(np.float64)
         return levels.quantize(w, self.levels, spec, axis, alpha, self.book == "int8")
 
 

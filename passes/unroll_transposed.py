@@ -3,9 +3,10 @@
 The algebra stands in numerics/subpixel.py.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
@@ -81,7 +82,7 @@ def _unroll(model: Model, layer: Layer) -> None:
     node.attrs.clear()
     full = [taps - 1 for taps in weight.shape[2:]]
     node.attrs.update(group=layer.groups, pads=full * 2, kernel_shape=list(weight.shape[2:]))
-    tail = []
+    tail: list[tuple[str, list[gs.Constant], dict[str, Any]]] = []
     if stride > 1:
         tail.append(("DepthToSpace", [], {"blocksize": stride, "mode": "CRD"}))
     if any(begins) or any(ends):

@@ -53,7 +53,7 @@ def post(bits: int) -> Floats:
 
 
 # The terms whose sums are the magnitudes of b - 1 bits.
-APOT_TERMS = {
+APOT_TERMS: dict[int, list[list[float]]] = {
     2: [[0, 1]],
     3: [[0, 2**-1, 2**-2, 2**-3]],
     4: [[0, 2**-1, 2**-2, 2**-4], [0, 2**-3]],
@@ -147,7 +147,7 @@ def ternary_scale(w: Floats, axis: int | None) -> Floats:
     counts = np.arange(1, rows.shape[1] + 1)
     k = np.argmax(sums**2 / counts, axis=1)[:, None]
     alpha = np.take_along_axis(sums, k, axis=1) / (k + 1)
-    return alpha.reshape(() if axis is None else -1)
+    return np.asarray(alpha.reshape(() if axis is None else -1))
 
 
 def binary_scale(w: Floats, axis: int | None) -> Floats:
@@ -235,8 +235,8 @@ def quantize(
             alpha = np.maximum(binary_scale(w, axis), LEAST_CLIP)
         elif alpha is None:
             alpha = clip_mse(w, levels, axis)
-    book, unit = integer_book(levels) if integer else (levels.astype(np.float32), np.ones(()))
-    book = np.unique(book)
+    on_grid, unit = integer_book(levels) if integer else (levels.astype(np.float32), np.ones(()))
+    book: Array = np.unique(on_grid)
     scale = np.asarray(alpha * unit, np.float32)
     scale = np.where(scale >= TINY, scale, np.float32(1.0))
     u = w.astype(np.float64) / broadcast(scale, w.ndim, axis)
