@@ -23,7 +23,7 @@ from onnxq.cli.options import (
     write_json,
 )
 from onnxq.conversion import convert as run_convert
-from onnxq.conversion import plan, quantized_against
+from onnxq.conversion import quantized_against
 from onnxq.conversion import validate as run_validate
 from onnxq.demo import demo as run_demo
 from onnxq.errors import UsageError
@@ -34,7 +34,7 @@ from onnxq.model import load
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.protos import file_size
-from onnxq.recipes import NAMED, Recipe
+from onnxq.recipes import NAMED, Recipe, plan
 from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 from onnxq.storage import OLDEST

@@ -228,6 +228,79 @@ NAMED: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+def plan(
+    recipe: Recipe | str | None = None,
+    *,
+    bits: int | None = None,
+    act_bits: ActBits | None = None,
+    levels: str = "uniform",
+    oaq: bool = False,
+    per_tensor: bool = False,
+    group_size: int = 0,
+    attention: bool = False,
+    first_last_bits: int = 8,
+    target_ort: str = OLDEST,
+    keep_float: tuple[str, ...] = (),
+    calibrated: bool = False,
+) -> Recipe:
+    """The recipe that the arguments of ``convert`` describe.
+
+    Args:
+        recipe: See ``convert``; likewise the following.
+        bits: Of the weights.
+        act_bits: Of the activations.
+        levels: Of the weights.
+        oaq: Outlier-aware weight ranges.
+        per_tensor: One weight scale for a layer.
+        group_size: One weight scale for so many input channels.
+        attention: Products of two activations on integers.
+        first_last_bits: Of what the first and last layers read.
+        target_ort: The oldest onnxruntime.
+        keep_float: Globs over node names.
+        calibrated: Whether there are calibration data.
+
+    Raises:
+        UsageError: There is no such recipe, or its activations need data that are not there.
+    """
+    if isinstance(recipe, Recipe):
+        flags = (bits, act_bits, levels, oaq, per_tensor, group_size, attention)
+        if flags != (None, None, "uniform", False, False, 0, False) or (
+            (first_last_bits, target_ort) != (8, OLDEST)
+        ):
+            raise UsageError(
+                "a recipe says all of --bits, --act-bits, --levels, --oaq, --per-tensor, "
+                "--group-size, --attention, --first-last-bits and --target-ort"
+            )
+        chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
+    else:
+        if recipe is not None and recipe not in NAMED:
+            near = difflib.get_close_matches(recipe, NAMED, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"
+            raise UsageError(f"there is no recipe {recipe}; {hint}")
+        changes = dict(NAMED[recipe][1]) if recipe else {}
+        if oaq:
+            changes["weight_range"] = "oaq"
+        width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
+        chosen = build(
+            bits=bits,
+            act_bits=width,
+            levels=levels,
+            per_channel=not per_tensor,
+            group_size=group_size,
+            attention=attention,
+            first_last_bits=first_last_bits,
+            target_ort=target_ort,
+            keep_float=keep_float,
+            **changes,
+        )
+    if chosen.act_bits != "float" and not calibrated:
+        raise UsageError(
+            f"{chosen.act_bits}-bit activations need calibration data: give --calib, or --act-bits "
+            "float to quantize the weights alone"
+        )
+    return chosen
+
+
 def _pass_of(values: Any) -> Pass:
     name = values.get("name") if isinstance(values, dict) else None
     if not isinstance(name, str):

@@ -5,11 +5,10 @@ import pytest
 import tomli_w
 
 from onnxq import UsageError
-from onnxq.conversion import plan
 from onnxq.errors import InputError
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
-from onnxq.recipes import NAMED, Recipe, build
+from onnxq.recipes import NAMED, Recipe, build, plan
 
 RECIPES = {
     "default": build(),
