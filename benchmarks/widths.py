@@ -1,6 +1,8 @@
 """Every width of weights and activations on one model: size, speed, accuracy, kernels, exactness.
 
-    python benchmarks/widths.py MODEL --calib DIR --data DIR > table.md
+    python benchmarks/widths.py MODEL --calib DIR [--data DIR] > table.md
+
+--data are labeled images for the columns top-1 and agreement.
 
 Ratios are to the float file, speeds measured in turns on one thread at batch 1. "exact" compares
 the graph as onnxruntime optimises it with the graph as written, over 16 images: the share of equal
@@ -38,11 +40,19 @@ def exactness(file: Path, calib: Path) -> tuple[float, float]:
     return float(np.mean(np.concatenate(equal))), worst
 
 
+def accuracy(report: onnxq.Report) -> str:
+    """The cells of top-1 and agreement, if both were measured."""
+    found = report.validation
+    if found is None or found.quantized_top1 is None or found.agreement is None:
+        return ""
+    return f"{found.quantized_top1.percent:.2f} | {found.agreement.percent:.2f} | "
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), required=True)
-@click.option("--data", type=click.Path(path_type=Path), required=True)
-def main(model: Path, calib: Path, data: Path) -> None:
+@click.option("--data", type=click.Path(path_type=Path))
+def main(model: Path, calib: Path, data: Path | None) -> None:
     """Print the table as Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         files, rows = [], []
@@ -53,21 +63,18 @@ def main(model: Path, calib: Path, data: Path) -> None:
                     model, file, bits=bits, act_bits=act_bits, calib=calib, calib_size=COUNT,
                     validate=data,
                 )  # fmt: skip
-                found = report.validation
-                assert found is not None
-                assert found.quantized_top1 is not None
-                assert found.agreement is not None
                 equal, worst = exactness(file, calib)
                 files.append(file)
                 rows.append(
-                    f"{found.quantized_top1.percent:.2f} | {found.agreement.percent:.2f} | "
-                    f"{report.bytes / report.float_bytes:.3f} | {{}}x | "
+                    f"{accuracy(report)}{report.bytes / report.float_bytes:.3f} | {{}}x | "
                     f"{len(report.kernels.integer)} of {report.kernels.total} | "
                     f"{100 * equal:.0f} % | {worst:.2f}"
                 )
         speeds = bench([model, *files])[1:]
-    print("| | top-1 | agreement | size | speed | integer | exact | steps |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    head = ["", *(["top-1", "agreement"] if data else []), "size", "speed", "integer"]
+    head += ["exact", "steps"]
+    print(f"| {' | '.join(head)} |")
+    print("| --- " * len(head) + "|")
     for file, row, speed in zip(files, rows, speeds, strict=True):
         print(f"| {file.stem.upper()} | {row.format(f'{speed.ratio:.2f}')} |")
 

@@ -122,9 +122,9 @@ def convert(
     if print_recipe:
         names = ("bits", "act_bits", "levels", "oaq", "per_tensor", "group_size", "attention")
         flags = {name: options[name] for name in (*names, "first_last_bits", "target_ort")}
-        click.echo(
-            plan(chosen, keep_float=keep_float, calibrated=True, **flags).to_toml(), nl=False
-        )
+        calibrated = not options["group_size"]
+        printed = plan(chosen, keep_float=keep_float, calibrated=calibrated, **flags)
+        click.echo(printed.to_toml(), nl=False)
         return 0
     with progress_bar() as progress:
         report = run_convert(

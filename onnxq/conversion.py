@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.protos import check_file, file_size
 from onnxq.recipes import ActBits, Recipe, plan
 from onnxq.report import Report
-from onnxq.runtime import Feeds, Session, random_feeds
-from onnxq.storage import OLDEST
+from onnxq.runtime import Feeds, Input, Session, random_feeds
+from onnxq.storage import OLDEST, newest_opset
 
 Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
 
@@ -65,11 +65,12 @@ def convert(
     Args:
         source: The float model.
         output: The file to write; by default ``STEM.w8a8.onnx``, after the widths, beside it.
-        bits: Of the weights, 2 to 8; by default 8, or what ``levels`` has.
+        bits: Of the weights; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
         levels: Of the weights: ``uniform``, or a set of ``numerics.levels``.
         oaq: Outlier-aware weight ranges.
-        recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces the flags above.
+        recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces all flags that make
+            one.
         calib: Unlabeled data: a folder of images, an .npz or .npy, or feeds by input name.
         calib_size: Samples drawn from it.
         preprocess: For images; see ``onnxq.preprocess.resolve`` for what happens without.
@@ -125,6 +126,11 @@ def convert(
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
     model.raise_opset(chosen.opset)
+    if model.opset > (newest := newest_opset(chosen.target_ort)):
+        raise UnsupportedModel(
+            f"{source}: is of opset {model.opset}, and onnxruntime {chosen.target_ort} reads up to "
+            f"{newest}: export it again with that, or name a newer --target-ort"
+        )
     model.kept_float = before = _matching(model, chosen.keep_float)
     report.outcomes |= run(model, chosen.exact, None)
     model.kept_float = _matching(model, chosen.keep_float)
@@ -143,7 +149,7 @@ def convert(
         written = _reload(target, source, report)
         report.bytes = file_size(target)
         if original is not None:
-            layers, report.kernels = inspect(written, target)
+            layers, report.kernels = inspect(written, target, _one(calibration, inputs))
             report.cost = cost(layers)
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
@@ -284,9 +290,7 @@ def _verify(
     Raises:
         PassError: It is more than rounding explains.
     """
-    feeds: Feeds = random_feeds(original.inputs)
-    if calibration is not None:
-        feeds = next(iter(batches(calibration.samples, original.inputs, 1))).feeds
+    feeds = _one(calibration, original.inputs) or random_feeds(original.inputs)
     try:
         before = original.run(feeds)
     except InputError:
@@ -314,6 +318,13 @@ def _verify(
             "bug, please report it; --no-verify converts all the same"
         )
     return worst
+
+
+def _one(calibration: Calibration | None, inputs: Sequence[Input]) -> Feeds | None:
+    """One calibration sample; None without data."""
+    if calibration is None:
+        return None
+    return next(iter(batches(calibration.samples, inputs, 1))).feeds
 
 
 def _describe(

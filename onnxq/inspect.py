@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import InputError
-from onnxq.kernels import Kernels, census, stored_names
+from onnxq.kernels import Kernels, census
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import grid_of
 from onnxq.model import Model
-from onnxq.runtime import Session, evaluate, random_feeds
-from onnxq.storage import stored_bits, stored_book
+from onnxq.runtime import Feeds, Session, evaluate, random_feeds
+from onnxq.storage import stored, stored_names
 
 
 @dataclass
@@ -31,8 +31,8 @@ class LayerInfo:
         hi: Largest weight.
         kernel: What computes it in onnxruntime.
         overhead: Bits of its scales and its codebook.
-        macs: Multiply-accumulates of one run, at batch 1 where it is open; None if the model does
-            not run on random inputs.
+        macs: Multiply-accumulates of one run, at batch 1 where it is open; None if sizes are open
+            or the model does not run on random inputs.
     """
 
     name: str
@@ -80,90 +80,79 @@ def cost(found: Sequence[LayerInfo]) -> Cost:
 
 
 def inspect(
-    model: Model, file: Path | None = None, kernels: Kernels | None = None
+    model: Model, file: Path | None = None, feeds: Feeds | None = None
 ) -> tuple[list[LayerInfo], Kernels]:
     """The layers of a float or quantized model, and the kernels onnxruntime runs them on.
 
     Args:
         model: The model.
         file: Its file, if it should be loaded from there.
-        kernels: The kernels, if they are known.
+        feeds: One sample, to know the sizes of; random if the model leaves only its batch open.
     """
-    kernels = kernels or census(model, file)
+    kernels = census(model, file)
     sides = {
         node.name: next(i for i, t in enumerate(node.inputs[:2]) if stored_names(t))
         for node in model.graph.nodes
         if node.op in WEIGHTED and not node.domain and any(map(stored_names, node.inputs[:2]))
     }
     weighted = [node for node in model.graph.nodes if node.name in sides]
-    unpacked = [node.inputs[sides[node.name]] for node in weighted]
-    values = evaluate(model, [t for t in unpacked if not isinstance(t, gs.Constant)])
-    shapes = _shapes(model, [tensor.name for n in weighted for tensor in (*n.inputs, *n.outputs)])
+    weights = [node.inputs[sides[node.name]] for node in weighted]
+    values = evaluate(model, [t for t in weights if not isinstance(t, gs.Constant)])
+    places = [_place(node, sides[node.name]) for node in weighted]
+    shapes = _shapes(model, [tensor.name for tensor in places], feeds)
     found = []
-    for node, weight in zip(weighted, unpacked, strict=True):
-        stored = not isinstance(weight, gs.Constant)
-        w = values[weight.name] if stored else weight.values
-        grid = grid_of(node.inputs[1 - sides[node.name]])
+    for node, tensor, place in zip(weighted, weights, places, strict=True):
+        w = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
+        how, side = stored(tensor), sides[node.name]
+        grid = grid_of(node.inputs[1 - side])
         found.append(
             LayerInfo(
                 node.name,
                 node.op,
                 w.shape,
-                stored_bits(weight),
+                how.bits,
                 32 if grid is None else grid.spec.bits,
-                _scales(weight),
+                how.scales,
                 float(w.min(initial=0.0)),
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
-                _overhead(weight),
-                _macs(node, sides[node.name], w.shape, shapes),
+                32 * how.scales + how.book,
+                _macs(node, side, w.shape, shapes.get(place.name)),
             )
         )
     return found, kernels
 
 
-def _scales(weight: gs.Tensor) -> int:
-    """Number of scales of a stored weight, 0 for a float one."""
-    if isinstance(weight, gs.Constant):
-        return 0
-    node = weight.inputs[0]
-    if node.op == "Reshape":  # of groups to channels
-        node = node.inputs[0].inputs[0]
-    return int(node.inputs[1].values.size)
-
-
-def _overhead(weight: gs.Tensor) -> int:
-    """Bits of the scales of a stored weight, and of the codebook if it has one."""
-    if isinstance(weight, gs.Constant):
-        return 0
-    book = stored_book(weight)
-    return 32 * _scales(weight) + (0 if book is None else book)
+def _place(node: gs.Node, side: int) -> gs.Tensor:
+    """The tensor that has an element for every use of a weight: see ``_macs``."""
+    return node.inputs[1 - side] if node.op == "ConvTranspose" else node.outputs[0]
 
 
 def _macs(
-    node: gs.Node, side: int, weight: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
+    node: gs.Node, side: int, weight: tuple[int, ...], shape: tuple[int, ...] | None
 ) -> int | None:
     """Multiply-accumulates of a node: each weight's, once for every place it is used at.
 
     A convolution uses it at every position of its output, a transposed one of its input; a matrix
     product at every row of the other operand.
     """
-    tensor = node.inputs[1 - side] if node.op == "ConvTranspose" else node.outputs[0]
-    if tensor.name not in shapes:
+    if shape is None:
         return None
-    shape = shapes[tensor.name]
     if "Conv" in node.op:
         return math.prod(weight) * math.prod(shape) // shape[1]
     out_axis = len(shape) - 1 if side == 1 else len(shape) - 2
     return math.prod(weight[-2:]) * math.prod(shape) // shape[out_axis]
 
 
-def _shapes(model: Model, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of tensors in a run on random inputs; none if there cannot be one."""
+def _shapes(model: Model, names: Sequence[str], feeds: Feeds | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors in a run; none if there cannot be one or sizes are open."""
     made = {t.name for node in model.graph.nodes for t in node.outputs}
     try:
         session = Session(model, [name for name in names if name in made], optimize=False)
-        feeds = random_feeds(session.inputs)
-        return {name: x.shape for name, x in (feeds | session.run(feeds)).items()}
+        if feeds is None:
+            if any(i.shape is None or None in i.shape[1:] for i in session.inputs):
+                return {}
+            feeds = random_feeds(session.inputs)
+        return {name: x.shape for name, x in (dict(feeds) | session.run(feeds)).items()}
     except InputError:
         return {}

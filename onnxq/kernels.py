@@ -4,12 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx_graphsurgeon as gs
-
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.runtime import optimized_graph, runs_on_integers
-from onnxq.storage import UNPACKERS
+from onnxq.storage import stored_names
 
 
 @dataclass
@@ -58,18 +56,3 @@ def census(model: Model, file: Path | None = None) -> Kernels:
         else:
             found.integer[node.name] = kernel
     return found
-
-
-def stored_names(tensor: gs.Tensor) -> list[str]:
-    """Names a constant operand has on its way from the file to its reader; [] if it is not one."""
-    if isinstance(tensor, gs.Constant):
-        return [tensor.name]
-    producer = tensor.inputs[0] if tensor.inputs else None
-    if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
-        return []
-    path: list[str] = []
-    for source in producer.inputs:
-        if not (names := stored_names(source)):
-            return []
-        path = path or names
-    return [tensor.name, *path]

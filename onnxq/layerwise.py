@@ -10,13 +10,13 @@ import onnx_graphsurgeon as gs
 
 from onnxq.calibration import Progress, silent
 from onnxq.data import Batch, Samples, batch_size, batches
-from onnxq.kernels import stored_names
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats, QParams, QuantSpec
+from onnxq.storage import stored, stored_names
 
 TRANSPARENT = {"QuantizeLinear", "Clip", "DequantizeLinear"}
 
@@ -94,7 +94,8 @@ def quantized_layers(model: Model) -> list[gs.Node]:
     return [
         node
         for node in model.graph.nodes
-        if node.op in WEIGHTED and any(len(stored_names(t)) > 1 for t in node.inputs[:2])
+        if node.op in WEIGHTED
+        and any(stored_names(t) and stored(t).scales for t in node.inputs[:2])
     ]
 
 
@@ -110,9 +111,11 @@ def grid_of(tensor: gs.Tensor) -> QParams | None:
     scale, zero = node.inputs[1].values, node.inputs[2].values
     bits, above = 8, node.inputs[0].inputs[0]
     while above.op != "QuantizeLinear":
-        if above.op == "Clip":
-            bits = min(bits, max(2, int(above.inputs[2].values).bit_length()))
-        above = above.inputs[0].inputs[0]
+        source = above.inputs[0].inputs[0]
+        if above.op == "Clip" and source.op == "QuantizeLinear":
+            levels = int(above.inputs[2].values) + 1
+            bits = levels.bit_length() - 1 if levels & levels - 1 == 0 else 8
+        above = source
     spec = QuantSpec(bits=bits, signed=False, symmetric=False, per_channel=False)
     return QParams(np.asarray(scale, np.float32), np.asarray(zero), None, spec)
 
@@ -133,7 +136,9 @@ def _cut_out(quantized: Model, known: set[str]) -> tuple[Model, list[_Probe]]:
     feeds: list[gs.Tensor] = []
     results: list[gs.Tensor] = []
     for node in quantized_layers(bench):
-        side = next(i for i, t in enumerate(node.inputs[:2]) if len(stored_names(t)) <= 1)
+        side = next(i for i, t in enumerate(node.inputs[:2]) if not stored_names(t))
+        if any(not t.is_empty() and not stored_names(t) for t in node.inputs[2:]):
+            continue  # a bias that is computed, or fed
         data = node.inputs[side]
         grid = grid_of(data)
         source = data.name if data.name in known else _entry(data)

@@ -25,6 +25,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.model import Model
+from onnxq.storage import stored_names
 
 COMPANIONS = {
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
@@ -231,7 +232,7 @@ def factor(node: gs.Node) -> np.float32 | None:
 
 def is_product(node: gs.Node) -> bool:
     """Whether a node is a matrix product of two activations, as in attention."""
-    return node.op == "MatMul" and not node.domain and not any(map(_constant, node.inputs))
+    return node.op == "MatMul" and not node.domain and not any(map(stored_names, node.inputs))
 
 
 def _moves(node: gs.Node) -> bool:

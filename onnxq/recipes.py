@@ -32,7 +32,7 @@ from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import REGISTRY, Pass
 from onnxq.preprocess import explain
-from onnxq.storage import OLDEST, needed_opset
+from onnxq.storage import OLDEST, OPSET, needed_opset
 
 ActBits = int | Literal["float"]
 
@@ -74,9 +74,14 @@ class Recipe(BaseModel):
         names = [p.name for p in self.passes]
         if len(set(names)) < len(names):
             raise ValueError("a pass may stand in a recipe only once")
-        grouped = any(isinstance(p, QuantizeWeights) and p.group_size for p in self.passes)
-        if grouped and self.act_bits != "float":
-            raise ValueError("groups of input channels need float activations: --act-bits float")
+        weights = next((p for p in self.passes if isinstance(p, QuantizeWeights)), None)
+        if self.lossy and weights is None:
+            raise ValueError(f"a recipe that quantizes has the pass {QuantizeWeights.name}")
+        if weights is not None and self.act_bits != "float":
+            if weights.group_size:
+                raise ValueError("group_size needs float activations: --act-bits float")
+            if weights.levels != "uniform" and weights.book == "float":
+                raise ValueError("a float book needs float activations; integer ones need int8")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
         return self
@@ -104,13 +109,17 @@ class Recipe(BaseModel):
     @property
     def opset(self) -> int:
         """The least opset that the quantized model needs."""
-        target = next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
         widths = [
-            needed_opset(p.bits, p.levels == "uniform", target)
+            needed_opset(p.bits, p.levels == "uniform", self.target_ort)
             for p in self.passes
             if isinstance(p, QuantizeWeights)
         ]
-        return max(widths, default=needed_opset(8, True, target))
+        return max(widths, default=OPSET)
+
+    @property
+    def target_ort(self) -> str:
+        """The oldest onnxruntime that must read the quantized model."""
+        return next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
 
     @property
     def label(self) -> str:
@@ -185,7 +194,8 @@ def build(
     """The recipe that flags describe.
 
     Levels that are not uniform have 4 bits, if no other width is asked for or their only one, and
-    a range of the least error: the largest weight says little about where they should end.
+    a range of the least error (clusters that of the largest weight, ternary and binary weights an
+    optimum of their own): the largest weight says little about where levels should end.
 
     Raises:
         UsageError: A width or range that does not exist.
@@ -277,6 +287,10 @@ def plan(
             near = difflib.get_close_matches(recipe, NAMED, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"
             raise UsageError(f"there is no recipe {recipe}; {hint}")
+        if group_size and per_tensor:
+            raise UsageError("--group-size and --per-tensor contradict each other")
+        if oaq and levels in ("ternary", "binary"):
+            raise UsageError(f"--oaq has no say over {levels} weights: their scale is an optimum")
         changes = dict(NAMED[recipe][1]) if recipe else {}
         if oaq:
             changes["weight_range"] = "oaq"

@@ -27,6 +27,8 @@ OLDEST = "1.23"
 OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
+# The newest opset of onnxruntimes that were seen to refuse newer ones.
+LIMITED = {(1, 20): 21}
 # Types narrower than a byte: bits to numpy's dtype, the onnxruntime that casts it, its opset.
 NARROW: dict[int, tuple[Any, tuple[int, int], int]] = {
     4: (ml_dtypes.int4, (1, 23), 21),
@@ -40,6 +42,11 @@ def parse_version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def newest_opset(target: str) -> float:
+    """The newest opset that ``target`` reads, as far as that was tried."""
+    return LIMITED.get(parse_version(target), float("inf"))
+
+
 def has_dtype(bits: int, uniform: bool, target: str) -> bool:
     """Whether weights are stored in an ONNX type of their width that ``target`` can cast."""
     return uniform and bits in NARROW and parse_version(target) >= NARROW[bits][1]
@@ -50,27 +57,79 @@ def needed_opset(bits: int, uniform: bool, target: str) -> int:
     return int(NARROW[bits][2]) if has_dtype(bits, uniform, target) else OPSET
 
 
-def stored_bits(tensor: gs.Tensor) -> int:
-    """Bits that a value of a weight takes in the file, scales and shared tables apart."""
+def stored_names(tensor: gs.Tensor) -> list[str]:
+    """Names a constant operand has on its way from the file to its reader; [] if it is not one."""
+    if isinstance(tensor, gs.Constant):
+        return [tensor.name]
+    producer = tensor.inputs[0] if tensor.inputs else None
+    if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
+        return []
+    path: list[str] = []
+    for source in producer.inputs:
+        if not (names := stored_names(source)):
+            return []
+        path = path or names
+    return [tensor.name, *path]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a constant operand lies in a file.
+
+    Attributes:
+        bits: That a value takes, scales and shared tables apart.
+        scales: Number of scales; 0 if it is not quantized.
+        book: Bits of its codebook; 0 if its levels are evenly spaced.
+    """
+
+    bits: int = 32
+    scales: int = 0
+    book: int = 0
+
+
+def stored(tensor: gs.Tensor) -> Stored:
+    """How a weight is stored: as codes behind a DequantizeLinear or a Mul, else as floats."""
+    if isinstance(tensor, gs.Constant):
+        return Stored(element_bits(tensor))
+    node = tensor.inputs[0]
+    if node.op == "Reshape" and node.inputs[0].inputs:  # of groups to channels
+        node = node.inputs[0].inputs[0]
+    if node.op not in ("DequantizeLinear", "Mul") or not isinstance(node.inputs[1], gs.Constant):
+        return Stored()
+    found = _codes(node.inputs[0])
+    return (
+        Stored() if found is None else Stored(found[0], int(node.inputs[1].values.size), found[1])
+    )
+
+
+def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
+    """Bits of a code and of the codebook behind a tensor; None if it is no codes."""
+    book = 0
     while not isinstance(tensor, gs.Constant):
         node = tensor.inputs[0]
         if node.op == "Split":
-            planes = 8 * sum(int(plane.values.size) for plane in _planes(node.inputs[0]))
-            return round(planes / int(node.inputs[1].values.sum()))
+            planes = _planes(node.inputs[0])
+            bits = 8 * sum(int(plane.values.size) for plane in planes)
+            count = int(node.inputs[1].values.sum()) if len(node.inputs) > 1 else 0
+            book = book or _book(node.inputs[0])
+            return (round(bits / count), book) if planes and count else None
+        if node.op == "Gather":
+            book = _book(tensor)
+        elif node.op not in ("Cast", "Reshape"):
+            return None
         tensor = node.inputs[1 if node.op == "Gather" else 0]
-    return element_bits(tensor)
+    return None if tensor.dtype in (np.float16, np.float32) else (element_bits(tensor), book)
 
 
-def stored_book(tensor: gs.Tensor) -> int | None:
-    """Bits of the codebook behind a weight; None if its levels are evenly spaced."""
-    while not isinstance(tensor, gs.Constant):
-        node = tensor.inputs[0]
-        if node.op == "Gather" and isinstance(node.inputs[0], gs.Constant):
-            book = node.inputs[0].values
-            even = book.dtype == np.int8 and (np.diff(book.astype(int)) == 1).all()
-            return None if even else 8 * int(book.nbytes)
-        tensor = node.inputs[0]
-    return None
+def _book(tensor: gs.Tensor) -> int:
+    """Bits of the levels that a tensor is looked up in, if they are not evenly spaced."""
+    while not isinstance(tensor, gs.Constant) and tensor.inputs[0].op in ("Gather", "Reshape"):
+        tensor = tensor.inputs[0].inputs[0]
+    if not isinstance(tensor, gs.Constant):
+        return 0
+    book = tensor.values
+    even = book.dtype == np.int8 and bool((np.diff(book.astype(int)) == 1).all())
+    return 0 if even else 8 * int(book.nbytes)
 
 
 def _planes(tensor: gs.Tensor) -> list[gs.Constant]:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import place
+from onnxq.placement import demote, is_product
 
 # The alpha and beta of HardSwish; those of HardSigmoid are attributes.
 SWISH = (1 / 6, 0.5)
@@ -38,7 +38,8 @@ class ExpandHardActivations(Pass):
         trial = model.clone()
         sums = {name: _expand(trial, name) for name in found}
         trial.tidy()
-        integer = place(trial).integer
+        products = [node.name for node in trial.graph.nodes if is_product(node)]
+        integer = demote(trial, dict.fromkeys(products, "as a rule")).integer
         for name in found:
             if sums[name] in integer:
                 _expand(model, name)

@@ -24,7 +24,16 @@ from onnxq.numerics.bias import (
     safe_weight_scale,
 )
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import MOVES, READERS_OF_SHAPE, Placement, end_of, factor, moved, place
+from onnxq.placement import (
+    COMPANIONS,
+    MOVES,
+    READERS_OF_SHAPE,
+    Placement,
+    end_of,
+    factor,
+    moved,
+    place,
+)
 from onnxq.spec import Array, Floats, QParams, QTensor
 from onnxq.storage import OLDEST, Storage
 
@@ -41,7 +50,7 @@ class InsertQdq(Pass):
     name: ClassVar[str] = "insert-qdq"
     exact: ClassVar[bool] = False
 
-    target_ort: str = Field(OLDEST, pattern=r"^1\.\d+$")
+    target_ort: str = Field(OLDEST, pattern=r"^1\.[2-9]\d(\.\d+)?$")
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Rewrite the graph; tensors keep their names, so that they compare with the source's."""
@@ -93,7 +102,8 @@ class _Emitter:
         else:
             if node.op in READERS_OF_SHAPE and node.inputs[0].name in self.codes:
                 node.inputs[0] = self.codes[node.inputs[0].name]
-            if node.op == "AveragePool" and node.inputs[0].name in self.codes:
+            kept = node.op in COMPANIONS and node.name in self.model.kept_float
+            if (kept or node.op == "AveragePool") and node.inputs[0].name in self.codes:
                 self._shield(node)
             if (layer := layer_of(node)) is not None:
                 self._float_layer(layer)
@@ -149,10 +159,10 @@ class _Emitter:
         self.model.add("DequantizeLinear", [codes, *grid], result)
 
     def _shield(self, node: gs.Node) -> None:
-        """Keep a float pool from being fused after all, by a sum of one term before it.
+        """Keep a float node from being fused after all, by a sum of one term before it.
 
-        Between a DequantizeLinear and a QuantizeLinear onnxruntime takes any AveragePool for its
-        integer kernel, also where that kernel computes something else.
+        Between a DequantizeLinear and a QuantizeLinear onnxruntime takes any companion for its
+        integer kernel, also an AveragePool for which that kernel computes something else.
         """
         term = self.model.variable(f"{node.inputs[0].name}_term")
         self.model.add("Sum", [node.inputs[0]], term)

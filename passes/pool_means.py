@@ -21,6 +21,9 @@ class PoolMeans(Pass):
         means = [n for n in model.graph.nodes if n.op == "ReduceMean"]
         ranks = model.ranks() if means else {}
         for node in means:
+            if (why := model.kept_float.get(node.name)) is not None:
+                outcome.skip(node.name, why)
+                continue
             source, result = node.inputs[0], node.outputs[0]
             axes = _axes(node)
             if source.dtype is not None and source.dtype != np.float32:

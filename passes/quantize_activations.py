@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
@@ -83,7 +84,9 @@ class QuantizeActivations(Pass):
                 touched.append(placement.results[node.name])
             seen = {name: _seen(tensors[name], statistics) for name in touched}
             for name, (stats, _) in seen.items():
-                if stats.nonfinite:
+                if stats.dtype != np.float32:
+                    why = f"{name} is {stats.dtype}"
+                elif stats.nonfinite:
                     why = f"{name} had NaN or infinite values on calibration data"
                 elif stats.count == 0:
                     why = f"{name} was empty on the calibration data"

@@ -25,7 +25,8 @@ class QuantizeWeights(Pass):
         group_size: One scale for so many input channels of each output channel; float layers alone
             can have that, since an integer kernel sums over all of them. 0 for no groups.
         range: How the range is chosen; ``oaq`` is the outlier-aware one, ``mse`` is tuned for the
-            levels. Ternary and binary weights have an optimum that needs none.
+            levels. Ternary and binary weights have an optimum of their own, and with ``mse``
+            clusters span all weights.
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
             ``float``.
     """

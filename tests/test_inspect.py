@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import zoo
 
@@ -52,11 +53,25 @@ def test_bits_scales_and_codebooks_add_up(tmp_path, levels):
     assert report.cost == total
 
 
-def test_a_model_that_cannot_run_on_random_inputs_has_no_multiply_accumulates():
-    proto = build("(float[1,4,H,W] x) => (float[] y) { y = Conv(x, w) }", w=(6, 4, 3, 3))
-    found, _ = inspect(from_proto(proto))
-    total = cost(found)
+def test_open_sizes_are_counted_with_a_sample_only(tmp_path):
+    proto = build("(float[N,4,H,W] x) => (float[] y) { y = Conv(x, w) }", w=(6, 4, 3, 3))
+    total = cost(inspect(from_proto(proto))[0])
     assert (total.macs, total.bops, total.average_bits) == (None, None, 32)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.standard_normal((1, 4, 12, 10)).astype(np.float32)} for _ in range(2)]
+    report, _ = quantize(proto, tmp_path, samples)
+    assert report.cost.macs == 6 * 4 * 9 * 10 * 8
+
+
+def test_a_clip_of_codes_does_not_make_them_fewer_bits(tmp_path):
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y) { a = Conv(x, w) m = Mul(a, k) c = Clip(m, low, high) "
+        "y = Conv(c, w) }",
+        w=(4, 4, 1, 1), k=np.float32(0.37), low=np.float32(0), high=np.float32(0.1),
+    )  # fmt: skip
+    _, file = quantize(proto, tmp_path)
+    found, _ = inspect(load(file), file)
+    assert [layer.act_bits for layer in found] == [8, 8]
 
 
 @pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: entry["name"])

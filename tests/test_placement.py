@@ -304,3 +304,30 @@ def test_a_residual_behind_a_float_stem_shares_the_grid_of_the_layer():
     placement = place(model)
     assert add.name in placement.integer
     assert "stem" in placement.entries
+
+
+@pytest.mark.parametrize(
+    ("node", "float_op"),
+    [
+        ("h = Add(a, a)", "Add"),
+        ("h = Mul(a, a)", "Mul"),
+        ("h = Sigmoid(a)", "Sigmoid"),
+        ("h = LeakyRelu(a)", "LeakyRelu"),
+        ("h = Concat<axis=1>(a, a)", "Concat"),
+        ("h = AveragePool<kernel_shape=[2,2]>(a)", "AveragePool"),
+        ("h = GlobalAveragePool(a)", "GlobalAveragePool"),
+        ("h = ReduceMean<axes=[2,3]>(a)", "ReduceMean"),
+    ],
+)
+def test_what_is_kept_float_is_not_fused_into_an_integer_kernel(tmp_path, node, float_op):
+    width = 16 if float_op == "Concat" else 8
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {node} y = Conv(h, w) }}", w=(4, width, 1, 1), w1=(8, 3, 3, 3), b1=(8,)
+    )
+    kept = (f"{float_op}_h",)
+    report, _ = quantize(proto, tmp_path, keep_float=kept)
+    assert report.kernels.operators[float_op] == 1
+    why = [x.why for out in report.outcomes.values() for x in out.skips if x.where == kept[0]]
+    assert why
+    assert why[0].startswith("kept by --keep-float")
+    assert len(report.kernels.integer) == 2

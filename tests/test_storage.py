@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxq.errors import UsageError
+from onnxq.errors import UnsupportedModel, UsageError
 from onnxq.inspect import inspect
 from onnxq.model import load
 from onnxq.numerics import affine, levels, ranges
@@ -67,8 +67,15 @@ def test_all_that_unpacks_is_gone_once_the_model_is_loaded(tmp_path, name, bits,
     assert opset == (narrow.get(bits, 17) if name == "uniform" else 17)
 
 
-@pytest.mark.parametrize("name", ["uniform", "post", "kmeans"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        (n, b)
+        for n in ("uniform", "apot", "kmeans")
+        for b in (2, 3, 4, 5, 6)
+        if (n, b) != ("apot", 6)
+    ],
+)
 def test_a_weight_takes_its_bits_and_little_more(tmp_path, name, bits):
     """What 100,000 weights add to a file is their bits; what unpacks them is small."""
 
@@ -145,9 +152,66 @@ def test_every_group_of_input_channels_has_a_scale(tmp_path, name, bits, levels)
 
 
 def test_groups_need_float_activations_and_whole_groups(tmp_path):
-    with pytest.raises(UsageError, match="groups of input channels need float activations"):
+    with pytest.raises(UsageError, match="group_size needs float activations"):
         quantize(net(), tmp_path, group_size=4)
     report, _ = quantize(net(), tmp_path, group_size=4, act_bits="float")
     remarks = {r.where: r.what for r in report.outcomes["quantize-weights"].remarks}
     assert list(remarks) == ["Conv_a"]
     assert "3 input channels are not whole groups of 4" in remarks["Conv_a"]
+
+
+# Weights that are computed from constants, and how many bits a value of them is said to take.
+COMPUTED = {
+    "cast int8": ("w = Cast<to=1>(k) y = MatMul(x, w)", np.int8, (512, 512)),
+    "cast half": ("w = Cast<to=1>(k) y = MatMul(x, w)", np.float16, (512, 512)),
+    "reshaped": ("w = Reshape(k, s) y = MatMul(x, w)", np.float32, (4, 128, 512)),
+    "doubled": ("w = Mul(k, two) y = MatMul(x, w)", np.float32, (512, 512)),
+    "split": ("w, v = Split<axis=1>(k) y = MatMul(x, w)", np.float32, (512, 1024)),
+    "looked up": ("w = Gather(k, i) y = MatMul(x, w)", np.float32, (600, 512)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_weight_computed_from_floats_is_a_float_weight(tmp_path, name):
+    nodes, dtype, shape = COMPUTED[name]
+    rng = np.random.default_rng(0)
+    k = (10 * rng.standard_normal(shape)).astype(dtype)
+    proto = build(
+        f"(float[2,512] x) => (float[] y, float[] z) {{ {nodes} z = MatMul(x, u) }}",
+        k=k, u=(512, 4), s=np.array([512, 512]), two=np.float32(2), i=np.arange(512),
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "float.onnx")
+    found, _ = inspect(load(tmp_path / "float.onnx"))
+    assert {layer.name: (layer.bits, layer.scales) for layer in found} == {
+        "MatMul_y": (32, 0), "MatMul_z": (32, 0),
+    }  # fmt: skip
+    report, _ = quantize(proto, tmp_path, attention=True)
+    assert report.cost is not None
+    assert "MatMul_z" in report.kernels.integer
+
+
+@pytest.mark.parametrize("kind", [11, 6])
+def test_products_that_are_not_float32_stay_what_they_are(tmp_path, kind):
+    proto = build(
+        "(float[4,4] x) => (float[] y) { a = MatMul(x, w) d = Cast<to=KIND>(a) t = Transpose(d) "
+        "z = MatMul(d, t) e = Cast<to=1>(z) y = MatMul(e, w) }".replace("KIND", str(kind)),
+        w=(4, 4),
+    )
+    report, _ = quantize(proto, tmp_path, attention=True)
+    assert set(report.kernels.integer) == {"MatMul_a", "MatMul_y"}
+
+
+def test_a_bias_that_is_fed_is_left_out_of_the_layer_figures(tmp_path):
+    proto = build("(float[1,3,8,8] x, float[8] b) => (float[] y) { y = Conv(x, w, b) }",
+                  w=(8, 3, 3, 3))  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert (report.layers, report.kernels.floating) == ([], ["Conv_y"])
+
+
+def test_an_opset_that_the_target_does_not_read_is_refused(tmp_path):
+    proto = build("(float[1,3,8,8] x) => (float[] y) { y = Conv(x, w) }", w=(8, 3, 3, 3), opset=22)
+    with pytest.raises(
+        UnsupportedModel, match=r"is of opset 22, and onnxruntime 1\.20 reads up to 21"
+    ):
+        quantize(proto, tmp_path, target_ort="1.20")
+    quantize(proto, tmp_path, target_ort="1.23.2")

@@ -77,10 +77,11 @@ SETS: dict[str, Callable[[int], Floats]] = {
     "ternary": lambda bits: np.array([-1.0, 0.0, 1.0]),
     "binary": lambda bits: np.array([-1.0, 1.0]),
 }
-# Widths that a set exists in.
+# Widths that a set exists in: with more bits, powers of two add only levels that vanish beside the
+# largest, and that an int8 grid does not tell apart.
 WIDTHS = {
     "uniform": (2, 8),
-    "pot": (2, 6), "ipot": (3, 6), "apot": (2, 5), "post": (2, 6), "kmeans": (2, 6),
+    "pot": (2, 4), "ipot": (3, 4), "apot": (2, 5), "post": (2, 5), "kmeans": (2, 6),
     "ternary": (2, 2), "binary": (1, 1),
 }  # fmt: skip
 
@@ -93,8 +94,8 @@ def nearest(u: Floats, levels: Floats) -> Ints:
 def integer_book(levels: Floats) -> tuple[Ints, Floats]:
     """The levels on an int8 grid: codes int8 (n,), and what one code is worth, float64 ().
 
-    Of the grids whose largest code is 64 to 127 the one with the least rounding; a set of powers of
-    two finds one without any.
+    Of the grids whose largest code is 64 to 127 the one with the least rounding; powers of two and
+    their sums find one without any.
     """
     error = {m: float(np.sum((np.rint(m * levels) / m - levels) ** 2)) for m in GRIDS}
     best = min(GRIDS, key=error.__getitem__)
@@ -219,7 +220,8 @@ def quantize(
         spec: Its bits are those of an index.
         axis: Channel axis, or None for one clip.
         alpha: The clip, () or (channels,); None for the one with the least squared error. That of
-            ternary and binary weights is always the exact optimum.
+            ternary and binary weights is always the exact optimum, and clusters need none: theirs
+            is the largest weight.
         integer: Put the levels on an int8 grid, for integer kernels.
     """
     largest = np.abs(w).max(axis=reduce_axes(w.ndim, axis), initial=0.0).astype(np.float64)

@@ -31,9 +31,11 @@ class MinMax:
         hi: Maximum; -inf before the first value.
         count: Finite values seen.
         nonfinite: NaN and infinite values seen; they are left out of all else.
+        dtype: Of the last array.
     """
 
     def __init__(self) -> None:
+        self.dtype = np.dtype(np.float32)
         self.lo = math.inf
         self.hi = -math.inf
         self.count = 0
@@ -51,6 +53,7 @@ class MinMax:
 
     def _finite(self, x: Floats) -> Floats:
         """Count ``x`` in and return its finite values, flat."""
+        self.dtype = x.dtype
         x = x.reshape(-1)
         if x.size == 0:
             return x

@@ -35,14 +35,3 @@ def pack(codes: Ints, bits: int) -> list[Array]:
         shifts = width * np.arange(8 // width, dtype=np.uint8)
         planes.append(np.bitwise_or.reduce(values << shifts, axis=1).astype(np.uint8))
     return planes
-
-
-def unpack(planes: list[Array], bits: int, count: int) -> Ints:
-    """The inverse of ``pack``: uint8 (count,)."""
-    codes, above = np.zeros(1, np.uint8), bits
-    for width, plane in zip(plane_widths(bits), planes, strict=True):
-        above -= width
-        shifts = width * np.arange(8 // width, dtype=np.uint8)
-        values = plane[:, None] >> shifts & (1 << width) - 1
-        codes = codes + (values << above).reshape(-1)
-    return codes[:count]

@@ -111,7 +111,7 @@ def test_minmax_merges() -> None:
     a.update(np.array([-1.0, np.nan], np.float32))
     b.update(np.array([[3.0], [2.0]], np.float32))
     a.merge(b)
-    assert vars(a) == {"lo": -1.0, "hi": 3.0, "count": 3, "nonfinite": 1}
+    assert (a.lo, a.hi, a.count, a.nonfinite) == (-1.0, 3.0, 3, 1)
 
 
 def test_a_histogram_merges_with_nothing_less() -> None:

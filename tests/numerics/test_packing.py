@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.numerics.packing import ALIGNMENT, pack, plane_widths, unpack
+from onnxq.numerics.packing import ALIGNMENT, pack, plane_widths
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,15 @@ from onnxq.numerics.packing import ALIGNMENT, pack, plane_widths, unpack
 )
 def test_planes_add_up_to_the_width(bits, widths):
     assert plane_widths(bits) == widths
+
+
+def unpack(planes, bits, count):
+    """Codes bit by bit: the planes' bits side by side, read from the lowest."""
+    rows = []
+    for width, plane in zip(plane_widths(bits), planes, strict=True):
+        rows.append(np.unpackbits(plane, bitorder="little").reshape(-1, width)[:, ::-1])
+    found = np.concatenate(rows, axis=1)[:count].astype(int)
+    return found @ (1 << np.arange(bits)[::-1])
 
 
 @given(st.integers(1, 7), st.integers(0, 200), st.integers(0, 2**16))
