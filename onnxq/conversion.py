@@ -252,8 +252,13 @@ def _matching(model: Model, globs: tuple[str, ...]) -> dict[str, str]:
         node.name: f"kept by --keep-float {glob}"
         for glob in globs
         for node in model.graph.nodes
-        if node.name == glob or fnmatch.fnmatchcase(node.name, glob)
+        if _fits(node.name, glob)
     }
+
+
+def _fits(name: str, glob: str) -> bool:
+    """Whether a glob means a node: a name may itself look like a glob."""
+    return name == glob or fnmatch.fnmatchcase(name, glob)
 
 
 def _refuse_unknown(model: Model, globs: tuple[str, ...], kept: dict[str, str]) -> None:
@@ -263,7 +268,7 @@ def _refuse_unknown(model: Model, globs: tuple[str, ...], kept: dict[str, str]) 
         UsageError: There is one.
     """
     for glob in globs:
-        if not any(name == glob or fnmatch.fnmatchcase(name, glob) for name in kept):
+        if not any(_fits(name, glob) for name in kept):
             names = [node.name for node in model.graph.nodes]
             layers = [node.name for node in model.graph.nodes if node.op in WEIGHTED]
             near = difflib.get_close_matches(glob, [*layers, *names], n=1)

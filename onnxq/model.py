@@ -197,10 +197,9 @@ class Model:
 
     def drop_traces(self) -> int:
         """Forget where in a program each node came from; the number of bytes that saves."""
-        before = self.aside.nodes
-        self.aside = replace(self.aside, nodes=without_traces(before))
-        sizes = (sum(node.ByteSize() for node in n.values()) for n in (before, self.aside.nodes))
-        return int(next(sizes) - next(sizes))
+        before, after = self.aside.nodes, without_traces(self.aside.nodes)
+        self.aside = replace(self.aside, nodes=after)
+        return sum(before[name].ByteSize() - after[name].ByteSize() for name in before)
 
     def tidy(self) -> None:
         """Drop nodes nobody reads and sort the others topologically, near their old order."""

@@ -74,7 +74,7 @@ class Recipe(BaseModel):
         names = [p.name for p in self.passes]
         if len(set(names)) < len(names):
             raise ValueError("a pass may stand in a recipe only once")
-        weights = next((p for p in self.passes if isinstance(p, QuantizeWeights)), None)
+        weights = self._weights
         if self.lossy and weights is None:
             raise ValueError(f"a recipe that quantizes has the pass {QuantizeWeights.name}")
         if weights is not None and self.act_bits != "float":
@@ -97,9 +97,13 @@ class Recipe(BaseModel):
         return tuple(p for p in self.passes if not p.exact)
 
     @property
+    def _weights(self) -> QuantizeWeights | None:
+        return next((p for p in self.passes if isinstance(p, QuantizeWeights)), None)
+
+    @property
     def bits(self) -> int:
         """Bits of the weights."""
-        return next((p.bits for p in self.passes if isinstance(p, QuantizeWeights)), 32)
+        return 32 if self._weights is None else self._weights.bits
 
     @property
     def act_bits(self) -> ActBits:
@@ -109,12 +113,10 @@ class Recipe(BaseModel):
     @property
     def opset(self) -> int:
         """The least opset that the quantized model needs."""
-        widths = [
-            needed_opset(p.bits, p.levels == "uniform", self.target_ort)
-            for p in self.passes
-            if isinstance(p, QuantizeWeights)
-        ]
-        return max(widths, default=OPSET)
+        if self._weights is None:
+            return OPSET
+        uniform = self._weights.levels == "uniform"
+        return needed_opset(self._weights.bits, uniform, self.target_ort)
 
     @property
     def target_ort(self) -> str:
@@ -124,8 +126,8 @@ class Recipe(BaseModel):
     @property
     def label(self) -> str:
         """Short form for file names, as in ``w4a8`` or ``w4a8-post``."""
-        sets = [p.levels for p in self.passes if isinstance(p, QuantizeWeights)]
-        suffix = "".join(f"-{name}" for name in sets if name != "uniform")
+        levels = "uniform" if self._weights is None else self._weights.levels
+        suffix = "" if levels == "uniform" else f"-{levels}"
         return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}{suffix}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -96,10 +96,10 @@ def stored(tensor: gs.Tensor) -> Stored:
         node = node.inputs[0].inputs[0]
     if node.op not in ("DequantizeLinear", "Mul") or not isinstance(node.inputs[1], gs.Constant):
         return Stored()
-    found = _codes(node.inputs[0])
-    return (
-        Stored() if found is None else Stored(found[0], int(node.inputs[1].values.size), found[1])
-    )
+    if (found := _codes(node.inputs[0])) is None:
+        return Stored()
+    bits, book = found
+    return Stored(bits, int(node.inputs[1].values.size), book)
 
 
 def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
@@ -179,9 +179,8 @@ class Storage:
             codes = weight.codes.astype(NARROW[bits][0])
             return self._cast(self.model.constant(f"{name}_codes", codes), dtype)
         result = self._queue(name, weight, bits)
-        return result if dtype == INT8 or weight.levels.dtype == np.float32 else (
-            self._cast(result, dtype)
-        )  # fmt: skip
+        ready = dtype == INT8 or weight.levels.dtype == np.float32
+        return result if ready else self._cast(result, dtype)
 
     def finish(self) -> None:
         """Write the streams and what unpacks them."""
@@ -197,8 +196,15 @@ class Storage:
             self.model.add("Split", [stream, split], *pieces)
             for piece, part in zip(pieces, parts, strict=False):
                 if not one:
-                    piece = self._apply("Gather", self._shared(part.book), piece)
+                    piece = self._apply("Gather", self.shared("n", part.book), piece)
                 self.model.add("Reshape", [piece, self._shape(part.codes.shape)], part.result)
+
+    def shared(self, wish: str, values: Array) -> gs.Constant:
+        """A constant, made once however many nodes need it."""
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.model.constant(wish, values)
+        return self._constants[key]
 
     def _queue(self, name: str, weight: QTensor, bits: int) -> gs.Variable:
         """Append the codes of a weight, as indices, to the stream of its width.
@@ -221,7 +227,7 @@ class Storage:
             above -= width
             table = self._table(width, above)
             if book is not None and len(planes) == 1:
-                table = self._apply("Gather", self._shared(book), table)
+                table = self._apply("Gather", self.shared("n", book), table)
             stored = self.model.constant(f"packed{bits}", plane)
             rows = self._apply("Gather", table, self._cast(stored, INT32))
             values = self._apply("Reshape", rows, self._shape((-1,)))
@@ -229,7 +235,7 @@ class Storage:
         assert total is not None
         if book is None or len(planes) == 1:
             return total
-        return self._apply("Gather", self._shared(book), total)
+        return self._apply("Gather", self.shared("n", book), total)
 
     def _table(self, width: int, above: int) -> gs.Variable:
         """What each byte of a plane holds, int32 (256, 8 / width), computed from small constants.
@@ -263,14 +269,7 @@ class Storage:
         return result
 
     def _number(self, value: Array | int) -> gs.Constant:
-        return self._shared(np.array(value, np.int32))
+        return self.shared("n", np.array(value, np.int32))
 
     def _shape(self, shape: tuple[int, ...]) -> gs.Constant:
-        return self._shared(np.array(shape, np.int64))
-
-    def _shared(self, values: Array) -> gs.Constant:
-        """A constant, made once however many layers need it."""
-        key = (values.dtype.str, values.shape, values.tobytes())
-        if key not in self._constants:
-            self._constants[key] = self.model.constant("n", values)
-        return self._constants[key]
+        return self.shared("n", np.array(shape, np.int64))

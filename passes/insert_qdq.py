@@ -82,7 +82,6 @@ class _Emitter:
         self.grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
         self.entered: dict[str, gs.Tensor] = {}
         self.scalars: dict[bytes, gs.Tensor] = {}
-        self.bounds: dict[int, gs.Constant] = {}
 
     def emit(self, node: gs.Node) -> None:
         """Rewrite one node of the float graph."""
@@ -201,10 +200,8 @@ class _Emitter:
             self._dequantize(codes, result, params)
 
     def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: int, high: int) -> None:
-        for code in (low, high):
-            if code not in self.bounds:
-                self.bounds[code] = self.model.constant(f"code{code}", np.array(code, np.uint8))
-        self.model.add("Clip", [codes, self.bounds[low], self.bounds[high]], result)
+        bounds = (self.storage.shared(f"code{n}", np.array(n, np.uint8)) for n in (low, high))
+        self.model.add("Clip", [codes, *bounds], result)
 
     def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
         """A one-number operand, whatever its rank, as code 1 times itself, or code 0 minus 1."""
