@@ -1,15 +1,13 @@
 """Training images: read once into memory, then shifted, mirrored and painted on as tensors."""
 
-import io
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import images
 import numpy as np
 import torch
-from PIL import Image
 from shapes import paint
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -44,23 +42,23 @@ class Dataset:
     mirrored: bool
     painted: bool = False
 
-    def augment(self, images: Labeled) -> Labeled:
+    def augment(self, some: Labeled) -> Labeled:
         """Random variants of the images."""
-        pixels = shift(images.pixels, self.margin)
+        pixels = shift(some.pixels, self.margin)
         if self.mirrored:
             chosen = (torch.rand(len(pixels)) < 0.5).view(-1, 1, 1, 1)
             pixels = torch.where(chosen, pixels.flip(3), pixels)
         if not self.painted:
-            return Labeled(pixels, images.labels)
+            return Labeled(pixels, some.labels)
         seed = int(torch.randint(2**31, ()))
         return Labeled(*map(torch.from_numpy, paint(pixels.numpy(), np.random.default_rng(seed))))
 
     def test_images(self, data: Path) -> Labeled:
         """The images that nothing is chosen on."""
-        images = self.read(data, "val")
+        found = self.read(data, "val")
         if not self.painted:
-            return images
-        painted = paint(images.pixels.numpy(), np.random.default_rng(0))
+            return found
+        painted = paint(found.pixels.numpy(), np.random.default_rng(0))
         return Labeled(*map(torch.from_numpy, painted))
 
     def tensor(self, pixels: Tensor, size: int | None = None) -> Tensor:
@@ -82,32 +80,9 @@ def shift(pixels: Tensor, margin: int) -> Tensor:
 
 
 def read_folders(data: Path, part: str) -> Labeled:
-    """Read `data/part/CLASS/*` or `data/part.tar`, classes numbered in sorted order.
-
-    Raises:
-        FileNotFoundError: There is neither.
-    """
-    folder, archive = data / part, data / f"{part}.tar"
-    if not (folder.is_dir() or archive.is_file()):
-        raise FileNotFoundError(f"{data}: holds neither a folder {part} nor {part}.tar")
-    found = sorted(_folder(folder) if folder.is_dir() else _archive(archive))
-    names = sorted({name for name, _, _ in found})
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for _, _, b in found])
-    labels = torch.tensor([names.index(name) for name, _, _ in found])
-    return Labeled(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
-
-
-def _folder(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    for file in folder.glob("*/*"):
-        yield file.parent.name, file.name, file.read_bytes()
-
-
-def _archive(archive: Path) -> Iterator[tuple[str, str, bytes]]:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if (content := tar.extractfile(member)) is not None:
-                *_, name, file = member.name.split("/")
-                yield name, file, content.read()
+    """The part `train` or `val` of a folder; see ``images.read``."""
+    pixels, labels = (torch.from_numpy(x) for x in images.read(data, part))
+    return Labeled(pixels.permute(0, 3, 1, 2).contiguous(), labels)
 
 
 def read_digits(data: Path, part: str) -> Labeled:
@@ -116,9 +91,9 @@ def read_digits(data: Path, part: str) -> Labeled:
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
     digits = load_digits()
-    images, classes = digits.images.astype(np.uint8)[:, None], digits.target
+    pictures, classes = digits.images.astype(np.uint8)[:, None], digits.target
     train, rest, train_classes, rest_classes = train_test_split(
-        images, classes, train_size=900, stratify=classes, random_state=0
+        pictures, classes, train_size=900, stratify=classes, random_state=0
     )
     calib, val, calib_classes, val_classes = train_test_split(
         rest, rest_classes, train_size=300, stratify=rest_classes, random_state=0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import images
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,14 +33,6 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_pixels(data: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The images `data/val/CLASS/*`, uint8 `(N, H, W, 3)`, and their classes by sorted name."""
-    files = sorted((data / "val").glob("*/*"))
-    names = sorted({file.parent.name for file in files})
-    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-    return pixels, np.array([names.index(file.parent.name) for file in files])
-
-
 def test_batches(entry: Entry, data: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
     """The model's inputs and the labels of the images, or pixels, that nothing was chosen on."""
     preprocess = Preprocess.model_validate(entry["input"]["preprocess"])
@@ -47,14 +40,14 @@ def test_batches(entry: Entry, data: Path) -> Iterator[tuple[NDArray[np.float32]
         held = np.load(ROOT / entry["data"]["file"])
         pixels, labels = held["test"].transpose(0, 2, 3, 1), held["labels"].astype(np.int64)
     else:
-        pixels, labels = read_pixels(data)
+        pixels, labels = images.read(data, "val")
     if entry["accuracy"]["of"] == "pixels":
         painted, labels = paint(pixels.transpose(0, 3, 1, 2), np.random.default_rng(0))
         pixels = painted.transpose(0, 2, 3, 1)
     for start in range(0, len(pixels), BATCH):
         some = np.s_[start : start + BATCH]
-        images = [Image.fromarray(p.squeeze()) for p in pixels[some]]
-        yield np.concatenate([preprocess.apply(image) for image in images]), labels[some]
+        tensors = [preprocess.apply(Image.fromarray(p.squeeze())) for p in pixels[some]]
+        yield np.concatenate(tensors), labels[some]
 
 
 def score(entry: Entry, file: Path, data: Path) -> tuple[int, int]:
