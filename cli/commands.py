@@ -23,8 +23,6 @@ from onnxq.cli.options import (
     write_json,
 )
 from onnxq.conversion import convert as run_convert
-from onnxq.conversion import quantized_against
-from onnxq.conversion import validate as run_validate
 from onnxq.demo import demo as run_demo
 from onnxq.errors import UsageError
 from onnxq.inspect import LayerInfo, cost
@@ -38,6 +36,8 @@ from onnxq.recipes import NAMED, Recipe, plan
 from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 from onnxq.storage import OLDEST
+from onnxq.validation import quantized_against
+from onnxq.validation import validate as run_validate
 
 
 @main.command()

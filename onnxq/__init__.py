@@ -7,7 +7,7 @@ print(report.bytes / report.float_bytes, report.fidelity.agreement.percent)
 """
 
 from onnxq._version import __version__
-from onnxq.conversion import convert, validate
+from onnxq.conversion import convert
 from onnxq.errors import (
     CalibrationError,
     InputError,
@@ -22,6 +22,7 @@ from onnxq.preprocess import Preprocess
 from onnxq.recipes import Recipe
 from onnxq.report import Report
 from onnxq.spec import QParams, QuantSpec
+from onnxq.validation import validate
 
 __all__ = [
     "CalibrationError",

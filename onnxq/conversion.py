@@ -2,20 +2,20 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration, Progress, silent
-from onnxq.data import Images, Samples, batches, open_samples, thinned
+from onnxq.data import Data, Images, Samples, batches, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
-from onnxq.evaluate import Comparison, compare
+from onnxq.evaluate import EVIDENCE, compare
 from onnxq.files import check_writable, restored_on_failure
 from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
-from onnxq.layerwise import LayerError, layer_errors
+from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
 from onnxq.pipeline import run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
@@ -25,10 +25,8 @@ from onnxq.report import Report
 from onnxq.runtime import Feeds, Input, Session, random_feeds
 from onnxq.storage import OLDEST, newest_opset
 
-Data = str | Path | Samples | Iterable[Mapping[str, np.ndarray]]
-
-# Samples behind the figures that every conversion prints: of the outputs, and of every layer.
-EVIDENCE, LAYER_EVIDENCE = 64, 8
+# Samples behind the figures of every layer that every conversion prints.
+LAYER_EVIDENCE = 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
@@ -125,12 +123,7 @@ def convert(
     if validate is not None:
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
-    model.raise_opset(chosen.opset)
-    if model.opset > (newest := newest_opset(chosen.target_ort)):
-        raise UnsupportedModel(
-            f"{source}: is of opset {model.opset}, and onnxruntime {chosen.target_ort} reads up to "
-            f"{newest}: export it again with that, or name a newer --target-ort"
-        )
+    _reach_opset(model, chosen)
     model.kept_float = before = _matching(model, chosen.keep_float)
     report.outcomes |= run(model, chosen.exact, None)
     model.kept_float = _matching(model, chosen.keep_float)
@@ -158,91 +151,25 @@ def convert(
     return report
 
 
-def validate(
-    reference: str | Path,
-    quantized: str | Path,
-    data: Data,
-    *,
-    labels: str | Path = "auto",
-    preprocess: Preprocess | str | Path | None = None,
-    progress: Progress = silent,
-) -> Comparison:
-    """Compare two files on the same data.
-
-    Args:
-        reference: The float model.
-        quantized: The quantized model; its metadata say how images are prepared.
-        data: A folder of images, an .npz or .npy, or feeds by input name.
-        labels: ``auto``, ``none`` or a CSV file.
-        preprocess: Overrides what the metadata say.
-        progress: Called as samples are done.
-
-    Raises:
-        InputError: A model or the data cannot be used.
-    """
-    _, _, samples = _opened(reference, quantized, data, preprocess, labels)
-    found = compare(
-        Session(Path(reference)),
-        Session(Path(quantized)),
-        samples,
-        exact=Session(Path(quantized), optimize=False),
-        labels=getattr(samples, "labels", None),
-        progress=progress,
-    )
-    if isinstance(samples, Images) and samples.assumed:
-        found.assumptions.append(f"preprocessing {ASSUMED}")
-    if isinstance(samples, Images) and samples.resized:
-        found.assumptions.append("images are resized to the model's input size")
-    return found
-
-
-def quantized_against(
-    reference: str | Path,
-    quantized: str | Path,
-    data: Data,
-    preprocess: Preprocess | str | Path | None = None,
-    progress: Progress = silent,
-) -> list[LayerError]:
-    """The error of every layer of a quantized file, on up to EVIDENCE samples.
-
-    Args:
-        reference: The float model.
-        quantized: A file made from it.
-        data: A folder of images, an .npz or .npy, or feeds by input name.
-        preprocess: Overrides what the metadata say.
-        progress: Called as samples are done.
-
-    Raises:
-        InputError: A model or the data cannot be used.
-    """
-    floats, integers, samples = _opened(reference, quantized, data, preprocess, "none")
-    return layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
-
-
-def _opened(
-    reference: str | Path,
-    quantized: str | Path,
-    data: Data,
-    preprocess: Preprocess | str | Path | None,
-    labels: str | Path,
-) -> tuple[Model, Model, Samples]:
-    """Both models, and data prepared as the quantized one's metadata say."""
-    floats, integers = load(reference), load(quantized)
-    if preprocess is None and METADATA_KEY in integers.metadata:
-        preprocess = Preprocess.model_validate_json(integers.metadata[METADATA_KEY])
-    preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata)
-    inputs = Session(Path(reference)).inputs
-    samples = open_samples(data, inputs, preprocessing, labels=labels)
-    if isinstance(samples, Images):
-        samples.assumed = origin == ASSUMED
-    return floats, integers, samples
-
-
 def _refuse_quantized(model: Model) -> None:
     found = next((node for node in model.graph.nodes if node.op in QUANTIZED), None)
     if found is not None:
         raise UnsupportedModel(
             f"{model.path}: is quantized already ({found.op} {found.name}): give the float model"
+        )
+
+
+def _reach_opset(model: Model, recipe: Recipe) -> None:
+    """Raise the opset to what the recipe needs.
+
+    Raises:
+        UnsupportedModel: There is no way up, or the model is beyond what the target reads.
+    """
+    model.raise_opset(recipe.opset)
+    if model.opset > (newest := newest_opset(recipe.target_ort)):
+        raise UnsupportedModel(
+            f"{model.path}: is of opset {model.opset}, and onnxruntime {recipe.target_ort} reads "
+            f"up to {newest}: export it again with that, or name a newer --target-ort"
         )
 
 

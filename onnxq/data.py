@@ -66,6 +66,10 @@ class Samples(Protocol):
         """Number of samples, if it is known beforehand."""
 
 
+# What callers may give: a folder or file, a source that is open, or feeds by input name.
+Data = str | Path | Samples | Iterable[Mapping[str, Array]]
+
+
 @dataclass
 class Images:
     """Image files and how to read them.
@@ -228,7 +232,7 @@ def fixed_batch(inputs: Sequence[Input]) -> int | None:
 
 
 def open_samples(
-    source: "str | Path | Samples | Iterable[Mapping[str, Array]]",
+    source: Data,
     inputs: Sequence[Input],
     preprocess: Preprocess,
     size: int | None = None,

@@ -13,6 +13,8 @@ from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array
 
+# Samples behind the figures that are given without being asked for.
+EVIDENCE = 64
 # Samples on which the optimised and the unoptimised graph are compared.
 EXACT_SAMPLES = 16
 # Below this share of equal answers the two graphs are said to disagree.

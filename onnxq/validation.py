@@ -1,0 +1,91 @@
+"""Files that exist already, float and quantized, compared on data."""
+
+from pathlib import Path
+
+from onnxq.calibration import Progress, silent
+from onnxq.data import Data, Images, Samples, open_samples, thinned
+from onnxq.evaluate import EVIDENCE, Comparison, compare
+from onnxq.layerwise import LayerError, layer_errors
+from onnxq.model import Model, load
+from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.runtime import Session
+
+
+def validate(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    *,
+    labels: str | Path = "auto",
+    preprocess: Preprocess | str | Path | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare two files on the same data.
+
+    Args:
+        reference: The float model.
+        quantized: The quantized model; its metadata say how images are prepared.
+        data: A folder of images, an .npz or .npy, or feeds by input name.
+        labels: ``auto``, ``none`` or a CSV file.
+        preprocess: Overrides what the metadata say.
+        progress: Called as samples are done.
+
+    Raises:
+        InputError: A model or the data cannot be used.
+    """
+    _, _, samples = _opened(reference, quantized, data, preprocess, labels)
+    found = compare(
+        Session(Path(reference)),
+        Session(Path(quantized)),
+        samples,
+        exact=Session(Path(quantized), optimize=False),
+        labels=getattr(samples, "labels", None),
+        progress=progress,
+    )
+    if isinstance(samples, Images) and samples.assumed:
+        found.assumptions.append(f"preprocessing {ASSUMED}")
+    if isinstance(samples, Images) and samples.resized:
+        found.assumptions.append("images are resized to the model's input size")
+    return found
+
+
+def quantized_against(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    preprocess: Preprocess | str | Path | None = None,
+    progress: Progress = silent,
+) -> list[LayerError]:
+    """The error of every layer of a quantized file, on up to EVIDENCE samples.
+
+    Args:
+        reference: The float model.
+        quantized: A file made from it.
+        data: A folder of images, an .npz or .npy, or feeds by input name.
+        preprocess: Overrides what the metadata say.
+        progress: Called as samples are done.
+
+    Raises:
+        InputError: A model or the data cannot be used.
+    """
+    floats, integers, samples = _opened(reference, quantized, data, preprocess, "none")
+    return layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
+
+
+def _opened(
+    reference: str | Path,
+    quantized: str | Path,
+    data: Data,
+    preprocess: Preprocess | str | Path | None,
+    labels: str | Path,
+) -> tuple[Model, Model, Samples]:
+    """Both models, and data prepared as the quantized one's metadata say."""
+    floats, integers = load(reference), load(quantized)
+    if preprocess is None and METADATA_KEY in integers.metadata:
+        preprocess = Preprocess.model_validate_json(integers.metadata[METADATA_KEY])
+    preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata)
+    inputs = Session(Path(reference)).inputs
+    samples = open_samples(data, inputs, preprocessing, labels=labels)
+    if isinstance(samples, Images):
+        samples.assumed = origin == ASSUMED
+    return floats, integers, samples
