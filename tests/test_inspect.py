@@ -55,8 +55,12 @@ def test_bits_scales_and_codebooks_add_up(tmp_path, levels):
 
 def test_open_sizes_are_counted_with_a_sample_only(tmp_path):
     proto = build("(float[N,4,H,W] x) => (float[] y) { y = Conv(x, w) }", w=(6, 4, 3, 3))
-    total = cost(inspect(from_proto(proto))[0])
-    assert (total.macs, total.bops, total.average_bits) == (None, None, 32)
+    padded = build(
+        "(float[N,4,H,W] x) => (float[] y) { y = Conv<pads=[1,1,1,1]>(x, w) }", w=(6, 4, 3, 3)
+    )
+    for open_sized in (proto, padded):
+        total = cost(inspect(from_proto(open_sized))[0])
+        assert (total.macs, total.bops, total.average_bits) == (None, None, 32)
     rng = np.random.default_rng(0)
     samples = [{"x": rng.standard_normal((1, 4, 12, 10)).astype(np.float32)} for _ in range(2)]
     report, _ = quantize(proto, tmp_path, samples)

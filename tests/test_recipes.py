@@ -107,6 +107,39 @@ def test_levels_have_their_own_width_and_range():
         plan(levels="apot", bits=8, calibrated=True)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"levels": "ternary", "oaq": True}, "no say over ternary weights"),
+        ({"levels": "binary", "oaq": True}, "no say over binary weights"),
+        ({"group_size": 4, "per_tensor": True, "act_bits": "float"}, "contradict each other"),
+        ({"group_size": 4}, "group_size needs float activations"),
+    ],
+)
+def test_flags_that_would_have_no_effect_are_refused(flags, message):
+    with pytest.raises(UsageError, match=message):
+        plan(calibrated=True, **flags)
+
+
+ACTIVATIONS, EMISSION = {"name": "quantize-activations"}, {"name": "insert-qdq"}
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ([ACTIVATIONS, EMISSION], "has the pass quantize-weights"),
+        (
+            [{"name": "quantize-weights", "levels": "post", "bits": 4, "book": "float"},
+             ACTIVATIONS, EMISSION],
+            "a float book needs float activations",
+        ),
+    ],
+)  # fmt: skip
+def test_passes_that_do_not_go_together_are_refused(passes, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe.from_dict({"pass": passes})
+
+
 def test_activations_are_quantized_where_there_are_data():
     assert plan(calibrated=True).act_bits == 8
     assert plan(calibrated=False).act_bits == "float"

@@ -215,3 +215,25 @@ def test_an_opset_that_the_target_does_not_read_is_refused(tmp_path):
     ):
         quantize(proto, tmp_path, target_ort="1.20")
     quantize(proto, tmp_path, target_ort="1.23.2")
+
+
+@pytest.mark.parametrize("levels_", ["post", "kmeans", "binary"])
+def test_a_bias_that_raises_the_scale_moves_codes_to_the_nearest_level(tmp_path, levels_):
+    proto = build(
+        "(float[1,3,8,8] x) => (float[] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }",
+        w=(4, 3, 3, 3), b=np.array([0.1, 3e6, -0.2, 0], np.float32), v=(2, 4, 1, 1),
+    )  # fmt: skip
+    w = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    w[1] *= 1e-3
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(w, "w"))
+    report, file = quantize(proto, tmp_path, levels=levels_)
+    remarks = [r.what for r in report.outcomes["insert-qdq"].remarks]
+    assert "weight scale raised on 1 channels to fit the bias" in remarks
+    written = onnx.load(file)
+    taps = ["w_codes", "w_dequantized"]
+    found = run(written, feeds(proto), optimize=False, taps=taps)
+    (scale,) = (numpy_helper.to_array(t) for t in written.graph.initializer if t.name == "w_scale")
+    book = np.unique(found["w_codes"]).astype(np.float64)
+    distance = np.abs(w[1].reshape(-1, 1) / scale[1] - book)
+    chosen = found["w_codes"][1].reshape(-1)
+    np.testing.assert_array_equal(np.abs(book[distance.argmin(axis=1)]), np.abs(chosen))

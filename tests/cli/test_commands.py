@@ -363,9 +363,11 @@ def test_bench_prints_ratios_to_the_first_model(quantized, onnxq, hasty):
     result = onnxq("bench", "model.onnx", "q.onnx", "model.onnx", *flags)
     found = figures(quantized / "out.json")
     assert [speed["file"] for speed in found] == ["model.onnx", "q.onnx", "model.onnx"]
-    assert found[0]["ratio"] == 1
+    assert (found[0]["ratio"], found[0]["load"]) == (1, 1)
     for speed in found:
+        assert speed["load"] > 0
         assert f"{speed['ratio']:.2f}x" in result.stdout
+        assert f"{speed['load']:.2f}x" in result.stdout
 
 
 def test_demo_shows_both_widths_and_leaves_what_was_asked_for(tmp_path, onnxq, hasty):
