@@ -1,6 +1,7 @@
 """The commands. Each reads its arguments, calls the library and prints what comes back."""
 
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from onnxq.model import load
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.protos import file_size
-from onnxq.recipes import NAMED, Recipe, plan
+from onnxq.recipes import NAMED, QUALITIES, Recipe, plan
 from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 from onnxq.storage import OLDEST
@@ -43,6 +44,11 @@ from onnxq.validation import validate as run_validate
 @main.command()
 @model_argument()
 @click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
+@click.option(
+    "--quality",
+    type=click.Choice(list(QUALITIES)),
+    help="How much care is taken: a recipe by another name  [default: balanced with --calib].",
+)
 @click.option("--bits", type=click.IntRange(1, 8), help="Of weights  [default: 8, or 4 of levels].")
 @click.option(
     "--act-bits",
@@ -120,8 +126,8 @@ def convert(
     if recipe is not None and recipe.endswith(".toml"):
         chosen = Recipe.from_toml(Path(recipe))
     if print_recipe:
-        names = ("bits", "act_bits", "levels", "oaq", "per_tensor", "group_size", "attention")
-        flags = {name: options[name] for name in (*names, "first_last_bits", "target_ort")}
+        said = signature(plan).parameters
+        flags = {name: value for name, value in options.items() if name in said}
         calibrated = not options["group_size"]
         printed = plan(chosen, keep_float=keep_float, calibrated=calibrated, **flags)
         click.echo(printed.to_toml(), nl=False)

@@ -1,8 +1,9 @@
 """One streaming pass over the calibration data: run, fold what was asked for, forget."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,9 +11,11 @@ from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.errors import CalibrationError
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
+from onnxq.pipeline import LayerPass, Outcome
 from onnxq.preprocess import Preprocess
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array
+from onnxq.walk import walk
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -77,6 +80,12 @@ class Calibration:
         self.digest = hasher.hexdigest()
         self.moments = moments if np.ndim(moments.lo) else None
         return observers
+
+    def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
+        """Visit the layers of ``model``, which would be deployed as ``written``, on all samples."""
+        session = Session(model)
+        held = list(batches(self.samples, session.inputs, batch_size(session, self.samples)))
+        return walk(model, written, steps, held, partial(self.progress, "walking through layers"))
 
     def warnings(self) -> list[str]:
         """Where the data are far from what the declared normalization yields, a sentence each."""

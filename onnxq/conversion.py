@@ -36,6 +36,7 @@ def convert(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    quality: str | None = None,
     bits: int | None = None,
     act_bits: ActBits | None = None,
     levels: str = "uniform",
@@ -63,6 +64,8 @@ def convert(
     Args:
         source: The float model.
         output: The file to write; by default ``STEM.w8a8.onnx``, after the widths, beside it.
+        quality: ``fast`` or ``balanced``, which takes a few times longer and loses less; by default
+            balanced with calibration data.
         bits: Of the weights; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
         levels: Of the weights: ``uniform``, or a set of ``numerics.levels``.
@@ -94,6 +97,7 @@ def convert(
     source = Path(source)
     chosen = plan(
         recipe,
+        quality=quality,
         bits=bits,
         act_bits=act_bits,
         levels=levels,
@@ -131,7 +135,7 @@ def convert(
     if verify and original is not None:
         report.difference = _verify(original, model, calibration, report)
     prepared = model.clone()
-    report.outcomes |= run(model, chosen.lossy, calibration.collect if calibration else None)
+    report.outcomes |= run(model, chosen.lossy, calibration)
     if not model.weights:
         raise UnsupportedModel(f"{source}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     report.notes += model.notes

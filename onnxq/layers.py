@@ -12,14 +12,15 @@ This file alone knows it. A layer is a view of a node; it holds no state of its 
 | MatMul, A     | (..., m, k)                  | -2       | -1      |
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
-from onnxq.spec import Floats
+from onnxq.numerics.unfold import Window, same_pads
+from onnxq.spec import Array, Floats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -128,6 +129,39 @@ class Layer:
         shape[self.out_axis] = -1
         return values.reshape(shape)
 
+    def rows(self, values: Array) -> Array:
+        """A weight as (groups, c_out / groups, inputs): a row for each output channel.
+
+        Not for a ConvTranspose, nor for a batch of matrices.
+        """
+        first = np.moveaxis(values.reshape(self.weight_tensor.shape), self.out_axis, 0)
+        return first.reshape(self.groups, first.shape[0] // self.groups, -1)
+
+    def from_rows(self, rows: Array) -> Array:
+        """The inverse of ``rows``."""
+        out, *rest = np.moveaxis(self.weight, self.out_axis, 0).shape
+        return np.moveaxis(rows.reshape(out, *rest), 0, self.out_axis)
+
+    def channel_axis(self, rank: int) -> int:
+        """The axis of the output channels in a result of so many axes."""
+        if self.op in ("Conv", "ConvTranspose"):
+            return 1
+        return rank - 2 + self.weight_index
+
+    def window(self, shape: Sequence[int]) -> Window | None:
+        """Geometry of a Conv on an input of this shape; None for other operators."""
+        if self.op != "Conv":
+            return None
+        attrs, kernel = self.node.attrs, tuple(self.weight_tensor.shape[2:])
+        n = len(kernel)
+        strides = tuple(attrs.get("strides", [1] * n))
+        dilations = tuple(attrs.get("dilations", [1] * n))
+        pads = tuple(attrs.get("pads", [0] * 2 * n))
+        auto = attrs.get("auto_pad", "NOTSET")
+        if auto.startswith("SAME"):
+            pads = same_pads(shape[2:], kernel, strides, dilations, auto == "SAME_LOWER")
+        return Window(kernel, strides, dilations, pads, self.groups)
+
     def set_weight(self, model: Model, values: Floats) -> None:
         """Give the node a weight of its own; another reader of the old one keeps it."""
         name = self.weight_tensor.name
@@ -139,7 +173,13 @@ class Layer:
         name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
         if self.weight_index == 0:  # output channels are rows
             values = values.reshape(-1, 1)
-        self.attach_bias(model.constant(name, values.astype(np.float32)))
+        tensor = model.constant(name, values.astype(np.float32))
+        if self.op != "MatMul" or self.bias_slot is not None:
+            self.attach_bias(tensor)
+            return
+        result = self.node.outputs[0]
+        self.node.outputs[0] = model.variable(f"{result.name}_unbiased")
+        model.add("Add", [self.node.outputs[0], tensor], result)
 
     def attach_bias(self, tensor: gs.Tensor) -> None:
         """Put ``tensor`` where the bias is, or would be."""

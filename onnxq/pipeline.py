@@ -2,18 +2,23 @@
 
 A pass is a frozen pydantic model: its fields are its options, the first line of its docstring is
 its help, its file is its home. Subclassing registers it under its ``name``. A pass declares the
-statistics it needs with ``observe``; the pipeline collects them and hands them to ``run``.
+statistics it needs with ``observe``; the pipeline collects them and hands them to ``run``. A layer
+pass goes from layer to layer instead, through a network that is quantized up to there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from onnxq.errors import CalibrationError, OnnxqError, PassError
+from onnxq.layers import Layer
 from onnxq.model import Model
+from onnxq.numerics.moments import InputMoments, OutputMoments
 from onnxq.numerics.observe import Observer
+from onnxq.spec import Floats
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Pass(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        if not hasattr(cls, "name"):
+            return  # a kind of pass, not one
         if cls.name in REGISTRY:
             raise TypeError(f"two passes are named {cls.name}")
         REGISTRY[cls.name] = cls
@@ -110,21 +117,77 @@ class Pass(BaseModel):
         return cls.model_validate(dict(options))
 
 
-Collect = Callable[[Model, dict[str, Observer]], Statistics]
+@dataclass
+class Visit:
+    """A layer on the walk through a network, behind layers that are quantized already.
+
+    Attributes:
+        model: The model; its plan and its biases are the pass's to edit.
+        layer: The layer.
+        rows: What the weights are multiplied with, in the float model and in the quantized one, in
+            portions (groups, n, inputs of an output channel) of the same places.
+    """
+
+    model: Model
+    layer: Layer
+    rows: Callable[[], Iterator[tuple[Floats, Floats]]]
+
+    @cached_property
+    def inputs(self) -> InputMoments:
+        """Moments of the rows."""
+        groups, _, size = self.layer.rows(self.layer.weight).shape
+        moments = InputMoments(groups, size)
+        for x, z in self.rows():
+            moments.update(x, z)
+        return moments
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a pass makes of a layer's result y_q: ``gain * y_q + offset``, each (c_out,)."""
+
+    gain: Floats
+    offset: Floats
+
+
+class LayerPass(Pass):
+    """A lossy step over one layer after the other, each seen behind the quantized ones before it.
+
+    Passes of this kind that follow each other share one walk, in which every layer runs once.
+    """
+
+    exact: ClassVar[bool] = False
+
+    def choose(self, visit: Visit, outcome: Outcome) -> None:
+        """Choose the layer's integer weight, before it runs."""
+
+    def correct(self, visit: Visit, seen: OutputMoments, outcome: Outcome) -> Correction | None:
+        """Correct the layer, in the plan, for what it returned; say what that makes of it."""
+        return None
+
+
+class Source(Protocol):
+    """Calibration data."""
+
+    def collect(self, model: Model, observers: dict[str, Observer]) -> Statistics:
+        """Stream the data through a model into observers."""
+
+    def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
+        """Visit the layers of ``model``, which would be deployed as ``written``."""
 
 
 def run(
     model: Model,
-    passes: tuple[Pass, ...],
-    collect: Collect | None,
+    passes: Sequence[Pass],
+    data: Source | None,
     done: Callable[[Pass, Outcome], None] = lambda step, outcome: None,
 ) -> dict[str, Outcome]:
     """Run passes in order and return what each did, by its name.
 
     Args:
         model: Edited in place.
-        passes: Each runs once.
-        collect: Streams the calibration data through a model into observers; None without data.
+        passes: Each runs once; layer passes in a row run together.
+        data: Calibration data, if there are any.
         done: Called after every pass.
 
     Raises:
@@ -132,19 +195,54 @@ def run(
         PassError: A pass failed; the message names it, the cause is chained.
     """
     outcomes: dict[str, Outcome] = {}
-    for step in passes:
+    rest = list(passes)
+    while rest:
+        walking = _layer_passes(rest)
+        steps: Sequence[Pass] = walking or rest[:1]
+        rest = rest[len(steps) :]
+        name = " and ".join(step.name for step in steps)
         try:
-            observers = step.observe(model)
-            if observers and collect is None:
-                raise CalibrationError(f"{step.name} needs calibration data: give --calib")
-            statistics = collect(model, observers) if collect and observers else {}
-            outcomes[step.name] = step.run(model, statistics)
+            found = _walk(model, walking, rest, data) if walking else _run(model, steps[0], data)
             model.tidy()
         except OnnxqError:
             raise
         except Exception as cause:
             after = ", ".join(outcomes) or "nothing"
-            message = f"{step.name} failed ({type(cause).__name__}: {cause}); done before: {after}"
+            message = f"{name} failed ({type(cause).__name__}: {cause}); done before: {after}"
             raise PassError(message) from cause
-        done(step, outcomes[step.name])
+        outcomes |= found
+        for step in steps:
+            done(step, found[step.name])
     return outcomes
+
+
+def _layer_passes(steps: Sequence[Pass]) -> list[LayerPass]:
+    """Those that the steps begin with."""
+    found: list[LayerPass] = []
+    for step in steps:
+        if not isinstance(step, LayerPass):
+            break
+        found.append(step)
+    return found
+
+
+def _run(model: Model, step: Pass, data: Source | None) -> dict[str, Outcome]:
+    """Collect what a pass wants to know and run it."""
+    observers = step.observe(model)
+    if observers and data is None:
+        raise CalibrationError(f"{step.name} needs calibration data: give --calib")
+    statistics = data.collect(model, observers) if data and observers else {}
+    return {step.name: step.run(model, statistics)}
+
+
+def _walk(
+    model: Model, steps: list[LayerPass], rest: Sequence[Pass], data: Source | None
+) -> dict[str, Outcome]:
+    """Walk through the model as the rest of the passes would write it."""
+    if data is None:
+        raise CalibrationError(f"{steps[0].name} needs calibration data: give --calib")
+    written = model.clone()
+    for step in rest:
+        step.run(written, {})
+        written.tidy()
+    return data.walk(model, written, steps)

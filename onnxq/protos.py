@@ -6,7 +6,7 @@ loads external data eagerly; the functions here prepare a protobuf so that nothi
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,49 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for node in pending.pop().node:
             yield node
             pending += [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Names of the tensors that a node and its subgraphs read, those of the subgraphs included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            names.update(*(inner.input for inner in all_nodes(attribute.g)))
+    return names - {""}
+
+
+def part(
+    proto: ModelProto,
+    nodes: Collection[str],
+    held: Mapping[str, Sequence[Array]],
+    fixed: Mapping[str, Array],
+    wanted: Collection[str],
+) -> ModelProto:
+    """Some nodes of a model as a model of their own.
+
+    Args:
+        proto: The whole.
+        nodes: Names of the nodes.
+        held: Tensors that may become inputs, each with arrays of the type they will have.
+        fixed: Tensors that become initializers; they win over nodes, inputs and initializers.
+        wanted: Tensors that become outputs, if the nodes make them.
+    """
+    piece = ModelProto(ir_version=proto.ir_version, functions=proto.functions)
+    piece.opset_import.extend(proto.opset_import)
+    graph = piece.graph
+    graph.name = proto.graph.name
+    graph.node.extend(node for node in proto.graph.node if node.name in nodes)
+    read = set[str]().union(*map(reads, graph.node))
+    for name in sorted(read & fixed.keys()):
+        graph.initializer.append(numpy_helper.from_array(fixed[name], name))
+    graph.initializer.extend(t for t in proto.graph.initializer if t.name in read - fixed.keys())
+    stored = {t.name for t in graph.initializer}
+    for name in sorted(read & held.keys() - stored):
+        kind = onnx.helper.np_dtype_to_tensor_dtype(held[name][0].dtype)
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    made = [name for node in graph.node for name in node.output if name in wanted]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in fixed)
+    return piece
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:

@@ -4,7 +4,7 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 import tomli_w
 from pydantic import (
@@ -19,6 +19,8 @@ from pydantic import (
 import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
 from onnxq.passes.clean_graph import CleanGraph
+from onnxq.passes.compensate_rounding import CompensateRounding
+from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
@@ -82,6 +84,9 @@ class Recipe(BaseModel):
                 raise ValueError("group_size needs float activations: --act-bits float")
             if weights.levels != "uniform" and weights.book == "float":
                 raise ValueError("a float book needs float activations; integer ones need int8")
+        rounding, means = CompensateRounding.name, CorrectBias.name
+        if rounding in names and means not in names[names.index(rounding) :]:
+            raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
         return self
@@ -186,6 +191,8 @@ def build(
     levels: str = "uniform",
     weight_range: str | None = None,
     act_range: str | None = None,
+    before: tuple[Pass, ...] = (),
+    after: tuple[Pass, ...] = (),
     per_channel: bool = True,
     group_size: int = 0,
     attention: bool = False,
@@ -214,20 +221,29 @@ def build(
             }
         )
         emission = InsertQdq.of({"target_ort": target_ort})
-        steps: tuple[Pass, ...] = (*PREPARATION, weights)
+        steps: tuple[Pass, ...] = (*PREPARATION, *before, weights)
         if act_bits != "float":
-            steps = (*PREPARATION, *EXPANSION, weights)
+            steps = (*PREPARATION, *EXPANSION, *before, weights)
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")
             options = {"bits": act_bits, "range": fitting, "first_last_bits": first_last_bits}
             steps += (QuantizeActivations.of(options | {"attention": attention}),)
-        return Recipe(passes=(*steps, emission), keep_float=keep_float)
+        return Recipe(passes=(*steps, *after, emission), keep_float=keep_float)
     except ValidationError as cause:
         raise UsageError(explain(cause)) from cause
 
 
-# What each named recipe changes about ``build``.
-NAMED: dict[str, tuple[str, dict[str, str]]] = {
+class Named(TypedDict, total=False):
+    """What a named recipe changes about ``build``."""
+
+    weight_range: str
+    act_range: str
+    before: tuple[Pass, ...]
+    after: tuple[Pass, ...]
+
+
+# What they do, and what they change.
+NAMED: dict[str, tuple[str, Named]] = {
     "vanilla": (
         "round to nearest, weights on max ranges, activations on min-max",
         {"act_range": "minmax"},
@@ -237,12 +253,27 @@ NAMED: dict[str, tuple[str, dict[str, str]]] = {
         {"weight_range": "mse", "act_range": "mse"},
     ),
     "oaq": ("outlier-aware weight ranges with the tabulated sigma", {"weight_range": "oaq"}),
+    "ibc": ("vanilla, then the mean of every channel restored", {"after": (CorrectBias(),)}),
+    "gptq": (
+        "ranges with the least error, later weights make up for earlier ones, means restored",
+        {
+            "weight_range": "mse",
+            "after": (CompensateRounding(prefix=False), CorrectBias()),
+        },
+    ),
+    "balanced": (
+        "weights make up for each other and for the layers before, means restored",
+        {"weight_range": "mse", "after": (CompensateRounding(), CorrectBias())},
+    ),
 }
+# The recipe of each quality.
+QUALITIES = {"fast": "mse", "balanced": "balanced"}
 
 
 def plan(
     recipe: Recipe | str | None = None,
     *,
+    quality: str | None = None,
     bits: int | None = None,
     act_bits: ActBits | None = None,
     levels: str = "uniform",
@@ -259,6 +290,7 @@ def plan(
 
     Args:
         recipe: See ``convert``; likewise the following.
+        quality: One of ``QUALITIES``.
         bits: Of the weights.
         act_bits: Of the activations.
         levels: Of the weights.
@@ -275,17 +307,20 @@ def plan(
         UsageError: There is no such recipe, or its activations need data that are not there.
     """
     if isinstance(recipe, Recipe):
-        flags = (bits, act_bits, levels, oaq, per_tensor, group_size, attention)
-        if flags != (None, None, "uniform", False, False, 0, False) or (
+        flags = (quality, bits, act_bits, levels, oaq, per_tensor, group_size, attention)
+        if flags != (None, None, None, "uniform", False, False, 0, False) or (
             (first_last_bits, target_ort) != (8, OLDEST)
         ):
             raise UsageError(
-                "a recipe says all of --bits, --act-bits, --levels, --oaq, --per-tensor, "
-                "--group-size, --attention, --first-last-bits and --target-ort"
+                "a recipe says all of --quality, --bits, --act-bits, --levels, --oaq, "
+                "--per-tensor, --group-size, --attention, --first-last-bits and --target-ort"
             )
         chosen = recipe.model_copy(update={"keep_float": (*recipe.keep_float, *keep_float)})
     else:
-        if recipe is not None and recipe not in NAMED:
+        if recipe is not None and quality is not None:
+            raise UsageError(f"--quality {quality} and --recipe {recipe} both choose a recipe")
+        recipe = recipe or QUALITIES[quality or ("balanced" if calibrated else "fast")]
+        if recipe not in NAMED:
             near = difflib.get_close_matches(recipe, NAMED, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"
             raise UsageError(f"there is no recipe {recipe}; {hint}")
@@ -293,7 +328,7 @@ def plan(
             raise UsageError("--group-size and --per-tensor contradict each other")
         if oaq and levels in ("ternary", "binary"):
             raise UsageError(f"--oaq has no say over {levels} weights: their scale is an optimum")
-        changes = dict(NAMED[recipe][1]) if recipe else {}
+        changes = NAMED[recipe][1].copy()
         if oaq:
             changes["weight_range"] = "oaq"
         width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")

@@ -47,7 +47,7 @@ class Session:
     """A model ready to run.
 
     Args:
-        model: A model, or the path of a file.
+        model: A model, the path of a file, or a protobuf, which has no taps.
         taps: Tensors to return besides the graph's outputs.
         optimize: False runs the graph as written, node by node.
         threads: Intra-op threads. One makes results independent of the machine; ``in_order`` uses
@@ -60,7 +60,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model | Path,
+        model: Model | Path | onnx.ModelProto,
         taps: Sequence[str] = (),
         *,
         optimize: bool = True,
@@ -87,9 +87,9 @@ class Session:
                     disabled_optimizers=LOSING_OUTPUTS if taps else None,
                 )
             except Exception as cause:
-                where = model if isinstance(model, Path) else model.path or "the model"
+                path = model if isinstance(model, Path) else getattr(model, "path", None)
                 raise InputError(
-                    f"{where}: onnxruntime cannot load it: {_reason(cause)}"
+                    f"{path or 'the model'}: onnxruntime cannot load it: {_reason(cause)}"
                 ) from cause
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.inputs = [_input(i) for i in self._session.get_inputs()]
@@ -134,9 +134,11 @@ def cpu_note() -> str:
 
 
 @contextlib.contextmanager
-def _source(model: Model | Path, taps: Sequence[str]) -> Iterator[str | bytes]:
+def _source(model: Model | Path | onnx.ModelProto, taps: Sequence[str]) -> Iterator[str | bytes]:
     """What onnxruntime loads: a path where the model is one or is too large, else bytes."""
-    if isinstance(model, Path) and not taps:
+    if isinstance(model, onnx.ModelProto):
+        yield model.SerializeToString()
+    elif isinstance(model, Path) and not taps:
         yield str(model)
     elif isinstance(model, Path):
         proto = onnx.load(model)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from onnxq.layers import layers
+from onnxq.layers import WEIGHTED, layers
 from onnxq.model import Model
 from onnxq.numerics import affine, ranges
 from onnxq.numerics.observe import Histogram, MinMax, Observer
@@ -23,7 +23,8 @@ class QuantizeActivations(Pass):
     """Choose a grid for every tensor that an integer kernel reads or writes.
 
     Attributes:
-        bits: 2 to 8.
+        bits: Of what layers read, 2 to 8; what nothing but additions, products with other
+            activations and pools read has 8, which costs nothing.
         first_last_bits: At least these for what the first layers and the last layers read.
         range: How the range is chosen from the calibration data.
         attention: Products of two activations run on integers, too. That costs accuracy and pays,
@@ -55,9 +56,10 @@ class QuantizeActivations(Pass):
         placement = self._place(model)
         while reasons := self._unfit(model, placement, tensors, statistics):
             placement = demote(model, reasons)
-        ends = _ends(model, placement)
+        ends, read = _ends(model, placement), _read_by_layers(model, placement)
         for name in placement.roots:
-            spec = activation_spec(max(self.bits, self.first_last_bits if name in ends else 0))
+            least = self.first_last_bits if name in ends else 0
+            spec = activation_spec(max(self.bits, least) if name in read else 8)
             stats, by = _seen(tensors[name], statistics)
             lo, hi = (by * end for end in ranges.ACTIVATION[self.range](stats, spec))
             params = affine.qparams(lo, hi, spec)
@@ -121,12 +123,20 @@ def _ends(model: Model, placement: Placement) -> set[str]:
             last.append(weighted[node.name].data)
         if node.name in weighted or leads:
             before |= {t.name for t in node.inputs}
-    roots, found = set(placement.roots), set()
-    for tensor in (*first, *last):
-        while tensor.name not in roots and tensor.name in placement.born:
-            tensor = moved(tensor.inputs[0])
-        found.add(tensor.name)
-    return found
+    return {_root(tensor, placement) for tensor in (*first, *last)}
+
+
+def _read_by_layers(model: Model, placement: Placement) -> set[str]:
+    """Tensors on a grid of their own whose codes a layer multiplies."""
+    nodes = (n for n in model.graph.nodes if n.name in placement.integer and n.op in WEIGHTED)
+    return {_root(tensor, placement) for node in nodes for tensor in data_inputs(node)}
+
+
+def _root(tensor: gs.Tensor, placement: Placement) -> str:
+    """The tensor on a grid of its own that ``tensor`` is, or is moved from."""
+    while tensor.name not in placement.roots and tensor.name in placement.born:
+        tensor = moved(tensor.inputs[0])
+    return str(tensor.name)
 
 
 def _seen(tensor: gs.Tensor, statistics: Statistics) -> tuple[Histogram, float]:

@@ -82,11 +82,11 @@ def run(proto, values, *, optimize=True, taps=()):
 
 
 def quantize(proto, folder, samples=None, **options):
-    """Convert with random calibration data; the report and the written file."""
+    """Convert with random calibration data, to nearest; the report and the written file."""
     source = folder / "model.onnx"
     onnx.save(proto, source)
     if samples is None:
         samples = [feeds(proto, seed) for seed in range(4)]
-    options = {"act_bits": 8, "calib": samples, "force": True} | options
-    report = onnxq.convert(source, folder / "quantized.onnx", **options)
+    defaults = {"act_bits": 8, "recipe": "vanilla", "calib": samples, "force": True}
+    report = onnxq.convert(source, folder / "quantized.onnx", **defaults | options)
     return report, folder / "quantized.onnx"

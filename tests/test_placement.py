@@ -1,5 +1,7 @@
 """Which nodes run on integers, which are left float, and the reasons given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -276,7 +278,7 @@ def test_custom_operators_are_left_alone_and_never_stop_a_conversion():
         return observers
 
     passes = (QuantizeWeights(bits=4), QuantizeActivations(), InsertQdq())
-    outcomes = run_passes(model, passes, collect)
+    outcomes = run_passes(model, passes, SimpleNamespace(collect=collect))
     reasons = {s.where: s.why for s in outcomes["quantize-activations"].skips}
     assert reasons == {
         "Conv_t": "a custom operator of acme",

@@ -90,8 +90,8 @@ def test_a_named_recipe_takes_the_widths_of_the_flags(name):
 
 def test_a_recipe_says_what_flags_would():
     assert plan(build(bits=4, act_bits="float"), calibrated=True).label == "w4af"
-    for flag in ({"bits": 8}, {"levels": "post"}, {"target_ort": "1.20"}, {"oaq": True}):
-        with pytest.raises(UsageError, match="a recipe says all of --bits"):
+    for flag in ({"bits": 8}, {"levels": "post"}, {"target_ort": "1.20"}, {"quality": "fast"}):
+        with pytest.raises(UsageError, match="a recipe says all of --quality, --bits"):
             plan(build(), calibrated=True, **flag)
 
 

@@ -74,7 +74,12 @@ def fake_quantize(x: Floats, params: QParams) -> Floats:
     return dequantize(quantize(x, params), params)
 
 
+def scales(weight: QTensor) -> Floats:
+    """The scale of every value of a quantized weight, float32, of the shape of its codes."""
+    shape = weight.codes.shape
+    return np.broadcast_to(broadcast(weight.params.scale, len(shape), weight.params.axis), shape)
+
+
 def values(weight: QTensor) -> Floats:
     """Real values of a quantized weight, float32."""
-    scale = broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
-    return np.asarray(weight.levels.astype(np.float32) * scale)
+    return np.asarray(weight.levels.astype(np.float32) * scales(weight))

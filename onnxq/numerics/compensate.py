@@ -1,0 +1,126 @@
+"""Rounding with the errors of some weights made up for by others (OBQ, GPTQ), for any level set.
+
+A layer computes W x in the float model. Behind quantized layers its input is z instead of x, and
+its quantized weights are W_q = s q with levels q. With the moments H and G of numerics/moments.py,
+
+    E|W x - W_q z|^2 = tr (W_q - T) H (W_q - T)ᵀ + const,    T = W G H^-1
+
+once the bias has taken the means. T is what the weights would have to be to make up for the errors
+of the layers before. GPTQ (Frantar et al. 2023) rounds W itself in the metric H; rounding T instead
+follows from the same objective. Both H and G need a little damping.
+
+Rows of W (output channels) are independent. All arrays are float64 with a leading axis of channel
+groups: w (groups, rows, size), H (groups, size, size).
+"""
+
+import numpy as np
+
+from onnxq.spec import Array
+
+# Columns rounded before the rest of the matrix hears of it.
+BLOCK = 128
+# Added to the diagonal of H, relative to its mean.
+DAMP = 0.01
+# Scales tried, relative to the one given.
+FACTORS = np.array([1.0, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2])
+
+
+def damping(hessian: Array) -> Array:
+    """D, added to H and G: diagonal (groups, size, size); 1 where all inputs are constant."""
+    mean = np.einsum("gii->gi", hessian).mean(axis=1)
+    return np.where(mean > 0, DAMP * mean, 1.0)[:, None, None] * np.eye(hessian.shape[-1])
+
+
+def target(w: Array, hessian: Array, cross: Array) -> Array:
+    """T = W (G + D) (H + D)^-1, which the damping D draws to W where the data say little."""
+    extra = damping(hessian)
+    right = (cross + extra).transpose(0, 2, 1) @ w.transpose(0, 2, 1)
+    return np.linalg.solve(hessian + extra, right).transpose(0, 2, 1)
+
+
+def nearest(u: Array, top: int, book: Array | None) -> Array:
+    """The nearest level of the uniform grid -top .. top, or of an ascending book."""
+    if book is None:
+        return np.clip(np.rint(u), -top, top)
+    return np.asarray(book[np.searchsorted((book[1:] + book[:-1]) / 2, u)])
+
+
+def error(w_q: Array, w: Array, hessian: Array) -> Array:
+    """(w_q - w) H (w_q - w)ᵀ of every row, (groups, rows)."""
+    return np.asarray((((w_q - w) @ hessian) * (w_q - w)).sum(axis=-1))
+
+
+def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -> Array:
+    """Levels q: one column after the other is rounded, its error spread over those still to come.
+
+    With U the upper Cholesky factor of H^-1,
+
+        e_i = (w_i - s q_i) / U_ii,     w_j -= e_i U_ij  for all j > i
+
+    in the order of falling H_ii, and in blocks of columns.
+
+    Args:
+        w: What to round.
+        hessian: Positive definite.
+        scale: s, of the shape of ``w``, or broadcast to it.
+        top: Largest level of the uniform grid.
+        book: Levels, where they are not uniform.
+    """
+    size = w.shape[2]
+    order = np.argsort(-np.einsum("gii->gi", hessian), axis=1, kind="stable")
+    columns = order[:, None, :]
+    w = np.take_along_axis(w, columns, axis=2)
+    scale = np.take_along_axis(np.broadcast_to(scale, w.shape), columns, axis=2)
+    h = np.take_along_axis(hessian, columns, axis=2)
+    h = np.take_along_axis(h, order[:, :, None], axis=1)
+    # H = A Aᵀ with A upper, the factor of H in reversed order, gives H^-1 = Uᵀ U with U = A^-1.
+    u = np.linalg.inv(np.linalg.cholesky(h[:, ::-1, ::-1]))[:, ::-1, ::-1]
+    q = np.empty_like(w)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        e = np.empty((*w.shape[:2], stop - start))
+        for i in range(start, stop):
+            q[:, :, i] = nearest(w[:, :, i] / scale[:, :, i], top, book)
+            e[:, :, i - start] = (w[:, :, i] - scale[:, :, i] * q[:, :, i]) / u[:, None, i, i]
+            w[:, :, i + 1 : stop] -= e[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
+        w[:, :, stop:] -= e @ u[:, start:stop, stop:]
+    return np.take_along_axis(q, np.argsort(order, axis=1)[:, None, :], axis=2)
+
+
+def compensated(
+    w: Array,
+    hessian: Array,
+    scale: Array,
+    top: int,
+    book: Array | None,
+    factors: Array = FACTORS,
+    shared: bool = False,
+) -> tuple[Array, Array]:
+    """The best, for each row, of rounding to nearest and of ``gptq`` with several scales.
+
+    Args:
+        w: What to round.
+        hessian: H.
+        scale: s, of the shape of ``w``.
+        top: Largest level of the uniform grid.
+        book: Levels, where they are not uniform.
+        factors: What to multiply the scale with, (k,).
+        shared: One scale serves all rows, so that all take the same factor.
+
+    Returns:
+        Levels of the shape of ``w``, and the factor of the scale, (groups, rows, 1).
+    """
+    hessian = hessian + damping(hessian)
+    groups, rows, size = w.shape
+    # Scales are further rows of the same problem.
+    finer = (factors[:, None, None] * scale[:, None]).reshape(groups, -1, size)
+    clever = gptq(np.tile(w, (1, len(factors), 1)), hessian, finer, top, book)
+    tried = np.concatenate([finer, scale], axis=1).reshape(groups, -1, rows, size)
+    plain = nearest(w / scale, top, book)
+    q = np.concatenate([clever, plain], axis=1).reshape(tried.shape)
+    errors = np.stack([error(tried[:, k] * q[:, k], w, hessian) for k in range(q.shape[1])], axis=1)
+    if shared:
+        errors[:] = errors.sum(axis=(0, 2), keepdims=True)
+    best = errors.argmin(axis=1)[:, None, :, None]
+    chosen = np.take_along_axis(q, best, axis=1)[:, 0]
+    return chosen, np.append(factors, 1.0)[best[:, 0]]

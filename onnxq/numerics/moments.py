@@ -1,0 +1,131 @@
+"""First and second moments of what layers read and return, streamed.
+
+x, y    input rows and outputs of the float model
+z, y_q  the same in the quantized model
+"""
+
+import numpy as np
+
+from onnxq.spec import Array, Floats
+
+
+class InputMoments:
+    """Means and second moments of what a layer multiplies its weights with.
+
+        H = E[z zᵀ] - E[z] E[z]ᵀ        the Hessian of the layer's squared error, up to a factor
+        G = E[x zᵀ] - E[x] E[z]ᵀ
+
+    The means are taken out: what they contribute to an error of the output is a constant of each
+    channel, and the bias takes it.
+
+    Args:
+        groups: Channel groups of the layer.
+        size: Inputs of one output channel.
+
+    Attributes:
+        count: Rows seen.
+    """
+
+    def __init__(self, groups: int, size: int) -> None:
+        self.count = 0
+        self._x, self._z = np.zeros((2, groups, size))
+        self._xz, self._zz = np.zeros((2, groups, size, size))
+
+    def update(self, x: Floats, z: Floats) -> None:
+        """Fold rows in.
+
+        Args:
+            x: Of the float model, float32 (groups, n, size).
+            z: The same rows of the quantized model.
+        """
+        self.count += x.shape[1]
+        self._x += x.sum(axis=1, dtype=np.float64)
+        self._z += z.sum(axis=1, dtype=np.float64)
+        self._xz += x.transpose(0, 2, 1) @ z
+        self._zz += z.transpose(0, 2, 1) @ z
+
+    @property
+    def hessian(self) -> Array:
+        """H, float64 (groups, size, size)."""
+        return self._central(self._zz, self._z)
+
+    @property
+    def cross(self) -> Array:
+        """G, float64 (groups, size, size)."""
+        return self._central(self._xz, self._x)
+
+    def _central(self, products: Array, left: Array) -> Array:
+        means = left[:, :, None] / self.count * (self._z / self.count)[:, None, :]
+        return np.asarray(products / self.count - means)
+
+
+class OutputMoments:
+    """Means, variances and the error of what a layer returns, for each output channel.
+
+    Args:
+        channels: Output channels.
+
+    Attributes:
+        count: Values of each channel seen.
+        mean: E[y], float64 (channels,).
+        mean_q: E[y_q].
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean, self.mean_q = np.zeros((2, channels))
+        self._yy, self._yq, self._qq = np.zeros((3, channels))
+
+    def update(self, y: Floats, y_q: Floats) -> None:
+        """Fold results of the float and of the quantized layer in, float32 (..., channels).
+
+        The moments about the mean are merged pairwise (Chan et al. 1983), which loses nothing
+        where a mean is large beside its spread.
+        """
+        y, y_q = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (y, y_q))
+        before, self.count = self.count, self.count + len(y)
+        if not len(y):
+            return
+        mean, mean_q = y.mean(axis=0), y_q.mean(axis=0)
+        d, d_q = mean - self.mean, mean_q - self.mean_q
+        share = before * len(y) / self.count
+        y, y_q = y - mean, y_q - mean_q
+        self._yy += np.einsum("nc,nc->c", y, y) + share * d * d
+        self._yq += np.einsum("nc,nc->c", y, y_q) + share * d * d_q
+        self._qq += np.einsum("nc,nc->c", y_q, y_q) + share * d_q * d_q
+        self.mean = self.mean + d * (len(y) / self.count)
+        self.mean_q = self.mean_q + d_q * (len(y) / self.count)
+
+    def corrected(self, gain: Floats, offset: Floats) -> None:
+        """Put gain y_q + offset, each (channels,), in the place of y_q."""
+        self.mean_q = gain * self.mean_q + offset
+        self._yq = gain * self._yq
+        self._qq = gain**2 * self._qq
+
+    @property
+    def var(self) -> Array:
+        """Var[y], float64 (channels,)."""
+        return self._yy / self.count
+
+    @property
+    def var_q(self) -> Array:
+        """Var[y_q]."""
+        return self._qq / self.count
+
+    @property
+    def shift(self) -> Array:
+        """Mean activation shift, MAS = E[y_q] - E[y] (Finkelstein et al. 2019)."""
+        return self.mean_q - self.mean
+
+    @property
+    def share(self) -> float:
+        """What part of the squared error, over all channels, is the shift: 0 to 1."""
+        spread = (self._yy - 2 * self._yq + self._qq) / self.count
+        total = float(np.sum(self.shift**2 + spread))
+        return float(np.sum(self.shift**2)) / total if total > 0 else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """MSSR, mean shift to signal: sqrt(mean MAS^2 / mean E[y^2]) over all channels."""
+        signal = float(np.mean(self.mean**2 + self.var))
+        return float(np.sqrt(np.mean(self.shift**2) / signal)) if signal > 0 else 0.0

@@ -1,0 +1,151 @@
+"""Layer by layer: every weight decided on behind the layers before it, as they will be deployed.
+
+Two streams run side by side, the float model and the quantized one. What a layer reads in both is
+handed to the passes that choose its weight; the layer runs, once; what it returns is handed to
+those that correct it; and the quantized stream goes on from the corrected result.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from threadpoolctl import threadpool_limits
+
+from onnxq.data import Batch
+from onnxq.layers import Layer, layers
+from onnxq.model import Model
+from onnxq.numerics import affine
+from onnxq.numerics.bias import quantize_bias
+from onnxq.numerics.moments import OutputMoments
+from onnxq.numerics.unfold import count_places, patches
+from onnxq.pipeline import LayerPass, Outcome, Visit
+from onnxq.spec import Floats, Ints
+from onnxq.stream import Stream
+
+# Rows of its input that a layer is judged by: so many for each input of an output channel, within
+# limits. Places of an image are alike, and second moments need no more.
+ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 24, 8192, 32768
+# Rows handed on at once.
+PORTION = 8192
+# Bytes that both streams may hold.
+BUDGET = 1 << 30
+
+
+def walk(
+    model: Model,
+    written: Model,
+    steps: Sequence[LayerPass],
+    batches: Sequence[Batch],
+    progress: Callable[[int, int], None],
+) -> dict[str, Outcome]:
+    """Visit every layer with an integer weight, in order.
+
+    Args:
+        model: The passes edit its plan and its biases.
+        written: The same model as it would be deployed now.
+        steps: The passes.
+        batches: The samples, all of them.
+        progress: Called after every layer with 1 and the number of layers.
+    """
+    outcomes = {step.name: Outcome() for step in steps}
+    floats, quantized = Stream(model, batches), Stream(written, batches)
+    nodes = {node.name: node for node in written.graph.nodes}
+    visited = [layer for layer in layers(model) if layer.name in model.weights]
+    # On one core, sums do not depend on the number of cores; the passes look for what overflows.
+    with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
+        for layer in visited:
+            _visit(model, layer, floats, quantized, nodes, steps, outcomes)
+            held = floats.nbytes + quantized.nbytes
+            if held > BUDGET and len(floats) > 1:
+                fewer = max(1, len(floats) * BUDGET // held)
+                floats.keep(fewer)
+                quantized.keep(fewer)
+                what = f"from here on {fewer} batches of samples, which is what the memory allows"
+                outcomes[steps[0].name].remark(layer.name, what)
+            progress(1, len(visited))
+    return outcomes
+
+
+def _visit(
+    model: Model,
+    layer: Layer,
+    floats: Stream,
+    quantized: Stream,
+    nodes: Mapping[str, gs.Node],
+    steps: Sequence[LayerPass],
+    outcomes: Mapping[str, Outcome],
+) -> None:
+    """Choose a layer's weight, run it, correct it."""
+    node, end, slot = nodes[layer.name], nodes[layer.end.name], layer.bias_slot
+    truth, result = layer.output.name, end.outputs[0].name
+    x, z = floats[layer.data.name], quantized[node.inputs[1 - layer.weight_index].name]
+    visit = Visit(model, layer, partial(_rows, layer, x, z))
+    for step in steps:
+        step.choose(visit, outcomes[step.name])
+    weight = model.weights[layer.name]
+    values = affine.values(weight).reshape(layer.weight.shape)
+    quantized.fix(node.inputs[layer.weight_index].name, values)
+    if slot is not None and isinstance(layer.bias_tensor, gs.Constant):
+        quantized.fix(end.inputs[slot[1]].name, layer.bias_tensor.values)
+    seen, axis = OutputMoments(layer.c_out), 0
+    for y, y_q in zip(floats[truth], quantized[result], strict=True):
+        axis = layer.channel_axis(y.ndim)
+        seen.update(np.moveaxis(y, axis, -1), np.moveaxis(y_q, axis, -1))
+    for step in steps:
+        made = step.correct(visit, seen, outcomes[step.name])
+        if made is not None:
+            seen.corrected(made.gain, made.offset)
+            quantized.scale(result, made.gain, made.offset, axis)
+    input_scale = _input_scale(node, layer)
+    if layer.bias is not None and input_scale is not None:
+        codes, scale = quantize_bias(
+            layer.bias, model.weights[layer.name].params.scale, input_scale
+        )
+        rounding = codes * scale.astype(np.float64) - layer.bias
+        quantized.scale(result, np.ones(layer.c_out), rounding, axis)
+
+
+def _input_scale(node: gs.Node, layer: Layer) -> float | None:
+    """The step of the codes that an integer layer reads."""
+    maker = node.inputs[1 - layer.weight_index].inputs
+    return float(maker[0].inputs[1].values) if maker and maker[0].op == "DequantizeLinear" else None
+
+
+def _rows(
+    layer: Layer, x: Sequence[Floats], z: Sequence[Floats]
+) -> Iterator[tuple[Floats, Floats]]:
+    """Rows of a layer's input, (groups, n, inputs), at places drawn from all batches alike."""
+    size = layer.rows(layer.weight).shape[2]
+    wanted = min(max(ROWS_PER_INPUT * size, LEAST_ROWS), MOST_ROWS)
+    there = [_places(layer, a) for a in x]
+    rng = np.random.default_rng(0)
+    portion: list[tuple[Floats, Floats]] = []
+    for a, b, places in zip(x, z, there, strict=True):
+        count = min(places, -(-wanted * places // max(sum(there), 1)))
+        chosen = np.sort(rng.choice(places, count, replace=False))
+        portion.append((_rows_at(layer, a, chosen), _rows_at(layer, b, chosen)))
+        if sum(r.shape[1] for r, _ in portion) >= PORTION:
+            yield _joined(portion)
+            portion = []
+    if portion:
+        yield _joined(portion)
+
+
+def _places(layer: Layer, x: Floats) -> int:
+    """How many rows there are."""
+    window = layer.window(x.shape)
+    return x.size // x.shape[-1] if window is None else count_places(x, window)
+
+
+def _rows_at(layer: Layer, x: Floats, places: Ints) -> Floats:
+    """Some of them, (groups, n, inputs)."""
+    window = layer.window(x.shape)
+    if window is None:
+        return x.reshape(-1, x.shape[-1])[None, places]
+    return patches(x, window, places)
+
+
+def _joined(portion: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    x, z = (np.concatenate(side, axis=1) for side in zip(*portion, strict=True))
+    return x, z

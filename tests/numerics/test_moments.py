@@ -1,0 +1,62 @@
+"""Streamed moments are those of all the data at once, however they were cut."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxq.numerics.moments import InputMoments, OutputMoments
+
+rng = np.random.default_rng(0)
+CUTS = st.lists(st.integers(0, 60), max_size=3)
+
+
+@given(cuts=CUTS)
+def test_of_inputs(cuts):
+    x = rng.standard_normal((2, 60, 5)).astype(np.float32) + 3
+    z = (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
+    moments = InputMoments(2, 5)
+    for a, b in zip(np.split(x, sorted(cuts), 1), np.split(z, sorted(cuts), 1), strict=True):
+        moments.update(a, b)
+    for group in range(2):
+        both = np.cov(x[group].T, z[group].T, bias=True)
+        np.testing.assert_allclose(moments.cross[group], both[:5, 5:], atol=1e-5)
+        np.testing.assert_allclose(moments.hessian[group], both[5:, 5:], atol=1e-5)
+
+
+@given(cuts=CUTS, offset=st.sampled_from([0.0, 1e4]))
+def test_of_outputs(cuts, offset):
+    y = (rng.standard_normal((60, 3)) + offset).astype(np.float32)
+    y_q = (y + 0.1 + 0.1 * rng.standard_normal(y.shape)).astype(np.float32)
+    seen = OutputMoments(3)
+    for a, b in zip(np.split(y, sorted(cuts)), np.split(y_q, sorted(cuts)), strict=True):
+        seen.update(a, b)
+    y, y_q = y.astype(np.float64), y_q.astype(np.float64)
+    np.testing.assert_allclose(seen.shift, (y_q - y).mean(0), atol=1e-9)
+    np.testing.assert_allclose(seen.var, y.var(0), rtol=1e-9)
+    np.testing.assert_allclose(seen.var_q, y_q.var(0), rtol=1e-9)
+    total = ((y_q - y) ** 2).sum()
+    assert abs(seen.share - 60 * ((y_q - y).mean(0) ** 2).sum() / total) < 1e-6
+    ratio = np.sqrt(((y_q - y).mean(0) ** 2).mean() / (y**2).mean())
+    np.testing.assert_allclose(seen.ratio, ratio, rtol=1e-9)
+
+
+def test_a_correction_is_as_good_as_corrected_outputs():
+    y = rng.standard_normal((60, 3)).astype(np.float32)
+    y_q = rng.standard_normal((60, 3)).astype(np.float32)
+    gain, offset = np.array([2.0, 0.5, 1.0]), np.array([0.0, -1.0, 3.0])
+    seen, wanted = OutputMoments(3), OutputMoments(3)
+    seen.update(y, y_q)
+    seen.corrected(gain, offset)
+    wanted.update(y, gain * y_q + offset)
+    np.testing.assert_allclose(seen.mean_q, wanted.mean_q, rtol=1e-6)
+    np.testing.assert_allclose(seen.var_q, wanted.var_q, rtol=1e-6)
+    assert abs(seen.share - wanted.share) < 1e-9
+
+
+def test_of_no_error_and_of_no_signal():
+    y, seen = np.ones((4, 2), np.float32), OutputMoments(2)
+    seen.update(y, y)
+    assert (seen.share, seen.ratio) == (0.0, 0.0)
+    seen = OutputMoments(2)
+    seen.update(0 * y, y)
+    assert (seen.share, seen.ratio) == (1.0, 0.0)
