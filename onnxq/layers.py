@@ -12,6 +12,7 @@ This file alone knows it. A layer is a view of a node; it holds no state of its 
 | MatMul, A     | (..., m, k)                  | -2       | -1      |
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,6 +119,12 @@ class Layer:
         size = int(self.weight_tensor.shape[self.out_axis])
         return size * self.groups if self.op == "ConvTranspose" else size
 
+    @property
+    def c_in(self) -> int:
+        """Number of input channels."""
+        size = int(self.weight_tensor.shape[self.in_axis])
+        return size * self.groups if self.op == "Conv" else size
+
     def per_output(self, values: Floats) -> Floats:
         """Shape one value per output channel (c_out,) to broadcast over the weight."""
         w = self.weight_tensor
@@ -127,6 +134,37 @@ class Layer:
         shape = [1] * len(w.shape)
         shape[self.out_axis] = -1
         return values.reshape(shape)
+
+    @property
+    def by_group(self) -> Floats:
+        """The weight as (groups, c_out / groups, c_in / groups, taps), whatever the operator.
+
+        The first two axes together count the output channels, the first and third the inputs'.
+        """
+        w, taps = self.weight, math.prod(self.weight.shape[2:])
+        if self.op == "ConvTranspose":
+            return w.reshape(self.groups, -1, w.shape[1], taps).swapaxes(1, 2)
+        rows = np.moveaxis(w, self.out_axis, 0)
+        return rows.reshape(self.groups, -1, w.shape[self.in_axis], taps)
+
+    def set_by_group(self, model: Model, values: Floats) -> None:
+        """Set the weight from the form of ``by_group``, which may have more or fewer channels."""
+        kernel = self.weight.shape[2:]
+        groups, c_out, c_in, _ = values.shape
+        if self.op == "ConvTranspose":
+            w = values.swapaxes(1, 2).reshape(groups * c_in, c_out, *kernel)
+        else:
+            w = np.moveaxis(values.reshape(groups * c_out, c_in, *kernel), 0, self.out_axis)
+        self.set_weight(model, w)
+
+    @property
+    def bias_or_zeros(self) -> Floats | None:
+        """Bias as float64 (c_out,), zeros without one; None if it is not one per channel."""
+        if self.bias_tensor is None:
+            return np.zeros(self.c_out)
+        if self.bias is None or self.bias.size not in (1, self.c_out):
+            return None
+        return np.broadcast_to(self.bias, self.c_out).astype(np.float64)
 
     def set_weight(self, model: Model, values: Floats) -> None:
         """Give the node a weight of its own; another reader of the old one keeps it."""

@@ -64,20 +64,11 @@ def _unusable(norm: gs.Node) -> str | None:
     return None
 
 
-def _bias(layer: Layer) -> Floats | None:
-    """Bias as float64 (c_out,), zeros where there is none; None if it is not one per channel."""
-    if layer.bias_tensor is None:
-        return np.zeros(layer.c_out)
-    if layer.bias is None or layer.bias.size not in (1, layer.c_out):
-        return None
-    return np.broadcast_to(layer.bias.reshape(-1), layer.c_out).astype(np.float64)
-
-
 def _foldable(layer: Layer) -> bool:
     """Whether a layer is W x + b and nothing else, with a place for b."""
     factors = {layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)}
     plain = layer.op != "MatMul" and layer.weight_index == 1 and factors == {1.0}
-    return plain and _bias(layer) is not None
+    return plain and layer.bias_or_zeros is not None
 
 
 def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
@@ -103,7 +94,7 @@ def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
 
 
 def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = _bias(layer)
+    bias = layer.bias_or_zeros
     assert bias is not None
     w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
     result = norm.outputs[0]
@@ -115,7 +106,7 @@ def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats)
 
 
 def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = _bias(layer)
+    bias = layer.bias_or_zeros
     assert bias is not None
     if layer.op == "ConvTranspose":
         w, b = fold.scale_inputs(layer.weight, a, layer.in_axis), bias
