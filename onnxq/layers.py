@@ -98,6 +98,11 @@ class Layer:
         return None
 
     @property
+    def holds_bias(self) -> bool:
+        """Whether there is a bias, or a place for one."""
+        return self.op != "MatMul" or self.bias_slot is not None
+
+    @property
     def bias_tensor(self) -> gs.Tensor | None:
         """The tensor in ``bias_slot``, or None."""
         slot = self.bias_slot
@@ -124,6 +129,27 @@ class Layer:
         """Number of input channels."""
         size = int(self.weight_tensor.shape[self.in_axis])
         return size * self.groups if self.op == "Conv" else size
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why its weight is not one array that meets its data from the right; None if it is."""
+        if self.weight_index == 0:
+            return "its weight is the left operand"
+        if self.op == "MatMul" and len(self.weight_tensor.shape) != 2:
+            return "its weight is a batch of matrices"
+        return None if math.prod(self.weight_tensor.shape) else "its weight is empty"
+
+    @property
+    def data_axis(self) -> int:
+        """Channel axis of its data; -1 where their rank is open."""
+        if self.op == "Gemm":
+            return 1 - int(self.node.attrs.get("transA", 0))
+        return -1 if self.op == "MatMul" else 1
+
+    @property
+    def result_axis(self) -> int:
+        """Channel axis of its result, if the weight is on the right; -1 where the rank is open."""
+        return -1 if self.op == "MatMul" else 1
 
     def per_output(self, values: Floats) -> Floats:
         """Shape one value per output channel (c_out,) to broadcast over the weight."""
@@ -172,11 +198,19 @@ class Layer:
         self.node.inputs[self.weight_index] = model.constant(name, values.astype(np.float32))
 
     def set_bias(self, model: Model, values: Floats) -> None:
-        """Give the node a bias of its own, (c_out,), whether or not it had one."""
+        """Give the node a bias of its own, (c_out,), whether or not it had one.
+
+        Raises:
+            ValueError: It is a MatMul without an Add that would hold it.
+        """
+        if not self.holds_bias:
+            raise ValueError(f"{self.name} has no place for a bias")
         old = self.bias_tensor
         name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
         if self.weight_index == 0:  # output channels are rows
             values = values.reshape(-1, 1)
+        elif isinstance(old, gs.Constant) and math.prod(old.shape) == values.size:
+            values = values.reshape(old.shape)
         self.attach_bias(model.constant(name, values.astype(np.float32)))
 
     def attach_bias(self, tensor: gs.Tensor) -> None:
@@ -208,6 +242,12 @@ def layer_of(node: gs.Node) -> Layer | None:
     if rank < 2:
         return None
     return Layer(node, index, rank - 2 + index, rank - 1 - index)
+
+
+def pads(node: gs.Node) -> bool:
+    """Whether a convolution or pool may see values beyond the border of its data."""
+    automatic = node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return automatic or any(node.attrs.get("pads", []))
 
 
 def layers(model: Model) -> Iterator[Layer]:

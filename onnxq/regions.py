@@ -31,7 +31,8 @@ from onnxq.model import Model, axes_of
 from onnxq.placement import READERS_OF_SHAPE, bounds, factor, moved
 from onnxq.spec import Array, Floats
 
-HOMOGENEOUS = {"AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "PRelu", "Relu"}
+HOMOGENEOUS = {"LeakyRelu", "PRelu", "Relu"}
+POOLS = {"AveragePool", "MaxPool"}
 GATES = {"HardSigmoid", "Sigmoid"}
 WHY = {
     "Add": "adds to it what no layer makes",
@@ -63,16 +64,17 @@ class Channels:
 
 @dataclass(frozen=True, eq=False)
 class Ceiling:
-    """A node that cuts each channel off at a value: a Min, or a Clip(0, c) that may become one."""
+    """A node that cuts each channel off at a value: a Min, or a Clip(0, c) that may become one.
+
+    Attributes:
+        node: The node.
+        channels: Of its result.
+        values: Float64 (channels,).
+    """
 
     node: gs.Node
     channels: Channels
-
-    @property
-    def values(self) -> Floats:
-        """The values, float64 (channels,)."""
-        high = np.asarray(bounds(self.node)[1], np.float64)
-        return np.broadcast_to(high.reshape(-1), self.channels.count)
+    values: Floats
 
     def set(self, model: Model, values: Floats) -> None:
         """Cut off at ``values``, (channels,), instead; a Clip becomes a Relu and a Min for that."""
@@ -169,17 +171,22 @@ class _Search:
         self.operands: dict[str, list[gs.Tensor]] = {}
         for node in model.graph.nodes:
             if (layer := self.ends.get(node.name)) is not None:
-                self.channels[layer.output.name] = _made(layer)
+                if layer.obstacle is None:
+                    self.channels[layer.output.name] = _made(layer)
             elif (handed := self._handed(node)) is not None:
                 self.operands[node.name], self.channels[node.outputs[0].name] = handed
 
     def __iter__(self) -> Iterator[Region]:
         seen: set[str] = set()
         for layer in self.ends.values():
-            if layer.output.name not in seen:
-                offsets, tangled = self._flood(layer.output)
-                seen |= offsets.keys()
-                yield self._region(layer.output.name, offsets, tangled)
+            name = layer.output.name
+            if layer.obstacle is not None:
+                why = f"{layer.op} {layer.name}, which makes it: {layer.obstacle}"
+                yield Region(name, obstacles=[(why, slice(0))])
+            elif name not in seen:
+                found, tangled = self._flood(layer.output)
+                seen |= found.keys()
+                yield self._region(name, found, tangled)
 
     def _handed(self, node: gs.Node) -> tuple[list[gs.Tensor], Channels] | None:
         """The operands whose channels the only result of a node has, and where it has them."""
@@ -258,8 +265,8 @@ class _Search:
                 region.sources.append((layer, own))
             else:
                 region.between.append(maker)
-                if maker.op == "Min" or (maker.op == "Clip" and bounds(maker)[1] < np.inf):
-                    region.ceilings.append((Ceiling(maker, channels), own))
+                if (values := _ceilings(maker, channels)) is not None:
+                    region.ceilings.append((Ceiling(maker, channels, values), own))
             for reader in tensor.outputs:
                 if (sink := layer_of(reader)) is not None and sink.data is tensor:
                     region.sinks.append((sink, own))
@@ -291,17 +298,8 @@ class _Search:
                 what = WHY.get(node.op, "does not hand factors on")
                 yield f"{node.op} {node.name} {what}"
 
-    def _against_layer(self, layer: Layer) -> str | None:
-        if layer.name in self.model.kept_float:
-            return self.model.kept_float[layer.name]
-        if layer.weight_index == 0:
-            return "its weight is the left operand"
-        if layer.op == "MatMul" and layer.weight.ndim != 2:
-            return "its weight is a batch of matrices"
-        return None if layer.weight.size else "its weight is empty"
-
     def _against_source(self, layer: Layer) -> Iterator[str]:
-        why = self._against_layer(layer)
+        why = self.model.kept_float.get(layer.name)
         if why is None and layer.bias_or_zeros is None:
             why = "its bias is not one constant per output channel"
         inner = layer.node.outputs[0]
@@ -311,9 +309,9 @@ class _Search:
             yield f"{layer.op} {layer.name}, which makes it: {why}"
 
     def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
-        why = self._against_layer(layer)
+        why = self.model.kept_float.get(layer.name) or layer.obstacle
         convolves = layer.op in ("Conv", "ConvTranspose")
-        if why is None and (layer.node.attrs.get("transA", 0) or convolves != bool(channels.rank)):
+        if why is None and (layer.data_axis == 0 or convolves != bool(channels.rank)):
             why = "its input channels lie along another axis"
         blocks = channels.form == "flat" and layer.c_in % channels.count == 0
         if why is None and layer.c_in != channels.count and not blocks:
@@ -329,6 +327,14 @@ def _made(layer: Layer) -> Channels:
     return Channels(layer.c_out, "rows" if layer.op == "Gemm" else "tokens")
 
 
+def _ceilings(node: gs.Node, channels: Channels) -> Floats | None:
+    """Where a node cuts each channel off, float64 (channels,); None if it does not."""
+    ends = bounds(node) if node.op in ("Clip", "Min") else None
+    if ends is None or np.min(ends[1]) == np.inf:
+        return None
+    return np.broadcast_to(ends[1].reshape(-1).astype(np.float64), channels.count)
+
+
 def _carrier(node: gs.Node) -> gs.Tensor | None:
     """The operand whose channels a node hands on, if it hands any on; None if there are two."""
     if node.op == "Mul" and factor(node) is None:
@@ -340,10 +346,10 @@ def _carrier(node: gs.Node) -> gs.Tensor | None:
 def _passed(node: gs.Node, had: Channels) -> Channels | None:
     """Where the result of a node with one operand has its channels; None if it mixes them."""
     rows, pooled = Channels(had.count, "rows"), replace(had, form="pooled")
-    if node.op in HOMOGENEOUS:
-        return pooled if node.op == "GlobalAveragePool" else had
-    if node.op in ("Mul", "Div"):
-        return None if had.form == "pooled" and factor(node) is None else had
+    if node.op in HOMOGENEOUS or factor(node) is not None:
+        return had
+    if node.op == "Mul":  # with a gate, which may have more pixels
+        return None if had.form == "pooled" else had
     if node.op == "Resize":
         scales = node.inputs[2] if len(node.inputs) == 3 else None
         apart = isinstance(scales, gs.Constant) and np.all(scales.values[:2] == 1.0)
@@ -352,6 +358,10 @@ def _passed(node: gs.Node, had: Channels) -> Channels | None:
         return replace(had, form="image") if fits else None
     if not had.rank:
         return None
+    if node.op in POOLS:
+        return replace(had, form="image")
+    if node.op == "GlobalAveragePool":
+        return pooled
     if node.op in ("ReduceMean", "Squeeze"):
         over = {axis % had.rank for axis in axes_of(node) or ()}
         if over != set(range(2, had.rank)) or (node.op == "Squeeze" and had.form != "pooled"):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layer_of
+from onnxq.layers import Layer, layer_of, pads
 from onnxq.model import Model
 from onnxq.numerics import fold
 from onnxq.pipeline import Outcome, Pass, Statistics
@@ -86,10 +86,7 @@ def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
         return None
     if layer.op == "Gemm":
         return None if layer.node.attrs.get("transA", 0) else layer
-    padded = any(layer.node.attrs.get("pads", [])) or layer.node.attrs.get(
-        "auto_pad", "NOTSET"
-    ) not in ("NOTSET", "VALID")
-    exact = not d.any() or (layer.op == "Conv" and not padded)
+    exact = not d.any() or (layer.op == "Conv" and not pads(layer.node))
     return layer if exact else None
 
 

@@ -12,8 +12,8 @@ Two layers:      s_i = sqrt(r_1,i r_2,i) / r_2,i          both ranges become sqr
 Any number, all but the first and the last depthwise:
                  c_i = (r_1,i ... r_n,i)^(1/n),   s_k,i = (r_1,i ... r_k,i) / c_i^k
 
-Layer k is multiplied by s_(k-1) / s_k with s_0 = s_n = 1, so that all n ranges become c_i. For n = 2
-that is the paper's formula; for n = 3 it is s_1 = r_1 / c and s_2 = c / r_3.
+Layer k is multiplied by s_(k-1) / s_k with s_0 = s_n = 1, so that all n ranges become c_i. For
+n = 2 that is the first formula; for n = 3 it is s_1 = r_1 / c and s_2 = c / r_3.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ LEAST, LARGEST = 1e-8, 1e8
 
 
 def factors(ranges: Floats) -> Floats:
-    """s, float64 (n - 1, channels), of n layers in a row.
+    """The factors s, float64 (n - 1, channels), of n layers in a row.
 
     A channel that is dead in any layer, or not finite, keeps the factor 1.
 
@@ -39,9 +39,9 @@ def factors(ranges: Floats) -> Floats:
 
 
 def high_bias(lo: Floats) -> Floats:
-    """c = max(0, lo): what may leave a pre-activation, (channels,), that is nowhere below ``lo``.
+    """What a pre-activation nowhere below ``lo`` can do without, max(0, lo), (channels,).
 
-    f(x) = f(x - c) + c for a Relu and x >= c, so that the layer before it does without c in its
-    bias and the one after it takes W c into its own.
+    A Relu has f(x) = f(x - c) + c for x >= c >= 0: the layer before it leaves c out of its bias,
+    and the layer behind it, W f(x) + b, takes W c into its own.
     """
     return np.maximum(lo, 0.0)
