@@ -140,12 +140,17 @@ def regions(model: Model, ceilings: bool = False) -> list[Region]:
 
 
 def unreached(model: Model, found: Sequence[Region]) -> Iterator[tuple[str, str]]:
-    """Tensors that layers read and no region leads to, each with the reason, a clause."""
-    reached = {id(layer.node) for region in found for layer, _ in region.sinks}
-    tensors = [layer.data for layer in layers(model) if id(layer.node) not in reached]
-    for name, tensor in {tensor.name: tensor for tensor in tensors}.items():
-        makers = [f"{node.op} {node.name}, not a layer, makes" for node in tensor.inputs]
-        yield name, f"{(makers or ['the model is fed'])[0]} its channels"
+    """Tensors that layers read and no region comes near, each with the reason, a clause.
+
+    Where a region ends at what makes such a tensor, its obstacles have told.
+    """
+    near = {layer.output.name for region in found for layer, _ in region.sources}
+    near |= {node.outputs[0].name for region in found for node in region.between}
+    for name, tensor in {layer.data.name: layer.data for layer in layers(model)}.items():
+        makers = list(tensor.inputs)
+        if name not in near and not any(t.name in near for node in makers for t in node.inputs):
+            told = [f"{node.op} {node.name}, not a layer, makes" for node in makers]
+            yield name, f"{(told or ['the model is fed'])[0]} its channels"
 
 
 def _mask(count: int, parts: Sequence[slice]) -> Array:
