@@ -200,6 +200,8 @@ class Layer:
     def set_bias(self, model: Model, values: Floats) -> None:
         """Give the node a bias of its own, (c_out,), whether or not it had one.
 
+        It has the rank of the old one and may have more values.
+
         Raises:
             ValueError: It is a MatMul without an Add that would hold it.
         """
@@ -209,8 +211,8 @@ class Layer:
         name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
         if self.weight_index == 0:  # output channels are rows
             values = values.reshape(-1, 1)
-        elif isinstance(old, gs.Constant) and math.prod(old.shape) == values.size:
-            values = values.reshape(old.shape)
+        elif isinstance(old, gs.Constant):
+            values = values.reshape(*old.shape[:-1], -1)
         self.attach_bias(model.constant(name, values.astype(np.float32)))
 
     def attach_bias(self, tensor: gs.Tensor) -> None:

@@ -14,8 +14,9 @@ Three kinds of node take part, after what onnxruntime's CPU kernels were measure
   codes stay and their scale takes the factor.
 
 A Relu or Clip right behind a layer or companion is *absorbed*: the quantizer of the result
-saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes. So is a Min with
-a constant, which may differ between channels: it cuts the codes off, wherever it stands.
+saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes. A Min with
+a constant for each channel is absorbed, too, but leaves a Min of the codes behind: no quantizer
+saturates each channel elsewhere.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ from onnxq.storage import stored_names
 COMPANIONS = {
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
 }  # fmt: skip
-ACTIVATIONS = {"Clip", "Min", "Relu"}
+# What onnxruntime takes for a part of the layer before it, and what else a quantizer replaces.
+FUSED = {"Clip", "Relu"}
+ACTIVATIONS = FUSED | {"Min"}
 MOVES = {
     "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Min", "Pad", "Relu",
     "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -200,13 +203,13 @@ def _returns_floats(model: Model, node: gs.Node) -> bool:
     end = end_of(model, node)
     readers = end.outputs[0].outputs
     if len(readers) != 1:
-        return not any(r.op in ACTIVATIONS and r.name in model.kept_float for r in readers)
+        return not any(r.op in FUSED and r.name in model.kept_float for r in readers)
     if readers[0].op == "Add" and end.op == "MatMul":
         return any(
             (t.shape is not None and len(t.shape) > 2) or (_constant(t) and t.values.size == 1)
             for t in readers[0].inputs
         )
-    return readers[0].op not in ACTIVATIONS or len(readers[0].outputs[0].outputs) != 1
+    return readers[0].op not in FUSED or len(readers[0].outputs[0].outputs) != 1
 
 
 def moved(node: gs.Node) -> gs.Tensor:

@@ -105,12 +105,13 @@ def _repeatable(region: Region) -> bool:
 def _repeat(model: Model, region: Region, origin: Ints) -> None:
     """Let the layer before make the channels as often as they are read."""
     (source, _), *_ = region.sources
-    bias = source.bias_or_zeros
-    source.set_by_group(model, source.by_group[:, origin])
-    if source.bias_tensor is not None and bias is not None:
+    # In this order: the Add behind a MatMul is its bias as long as both have as many channels.
+    tensors = [source.node.outputs[0], source.output, *(node.outputs[0] for node in region.between)]
+    if source.bias_tensor is not None and (bias := source.bias_or_zeros) is not None:
         source.set_bias(model, bias[origin])
-    for node in (source.node, source.end, *region.between):
-        node.outputs[0].shape = None
+    source.set_by_group(model, source.by_group[:, origin])
+    for tensor in tensors:
+        tensor.shape = None
 
 
 def _gather(model: Model, layer: Layer, origin: Ints) -> None:

@@ -5,8 +5,9 @@ import onnx
 import pytest
 
 from onnxq import pipeline
+from onnxq.inspect import inspect
 from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.model import from_proto, load
 from onnxq.passes.equalize import TOLERANCE, Equalize
 from onnxq.recipes import PREPARATION
 from tests.graphs import after, build, feeds, ops, quantize, run
@@ -195,6 +196,9 @@ def test_layers_between_ceilings_stay_on_integers_and_codes_are_cut_off(tmp_path
     assert (len(report.kernels.integer), report.kernels.floating) == (3, [])
     assert report.kernels.operators["Min"] == 2
     assert not report.kernels.operators.keys() & {"Relu", "Conv", "FusedConv"}
+    # The first and the last layer read 8 bits in any case.
+    assert [info.act_bits for info in inspect(load(file))[0]] == [8, act_bits, 8]
+    assert min(layer.isolated for layer in report.layers) > 3 * act_bits
     written = onnx.load(file)
     values = {"x": 100 * feeds(proto)["x"]}
     exact = run(model.to_proto(), values, taps=["r"])["r"]

@@ -86,6 +86,19 @@ def test_elsewhere_a_gather_repeats_it(nodes, axis):
     assert edits[reader.name].endswith("channels split, gathered")
 
 
+@pytest.mark.parametrize("bias", [(8,), (1, 8)])
+def test_a_product_makes_channels_twice_together_with_the_bias_behind_it(bias):
+    weights = {"p": (6, 8), "b": bias, "q": (8, 5)}
+    proto = build(
+        "(float[6] x) => (float[] y) { m = MatMul(x, p) a = Add(m, b) r = Relu(a) "
+        "y = MatMul(r, q) }",
+        **weights,
+    )
+    model, outcome = after(proto, SplitOutliers())
+    assert outcome.edits[1].what == "1 of 8 channels split, made by MatMul_m"
+    assert_same(proto, model)
+
+
 def test_the_outlier_is_what_is_split_and_the_grid_gets_finer():
     _, model, _, _ = split(f"{FIRST} r = Relu(a) y = Conv(r, w2)", aware=False)
     *_, reader = layers(model)
