@@ -25,7 +25,8 @@ class Equalize(Pass):
 
     Attributes:
         ceilings: Go through Clip(0, c), too, which becomes a Relu and a Min with a ceiling for
-            each channel.
+            each channel. The Min of codes is slow in onnxruntime 1.32: 35 of them take mobilenetv2
+            of the zoo about a third of its speed.
     """
 
     name: ClassVar[str] = "equalize"
