@@ -12,6 +12,7 @@ This file alone knows it. A layer is a view of a node; it holds no state of its 
 | MatMul, A     | (..., m, k)                  | -2       | -1      |
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -119,6 +120,33 @@ class Layer:
         size = int(self.weight_tensor.shape[self.out_axis])
         return size * self.groups if self.op == "ConvTranspose" else size
 
+    @property
+    def c_in(self) -> int:
+        """Number of input channels."""
+        size = int(self.weight_tensor.shape[self.in_axis])
+        return size * self.groups if self.op == "Conv" else size
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why its weight is not one array that meets its data from the right; None if it is."""
+        if self.weight_index == 0:
+            return "its weight is the left operand"
+        if self.op == "MatMul" and len(self.weight_tensor.shape) != 2:
+            return "its weight is a batch of matrices"
+        return None if math.prod(self.weight_tensor.shape) else "its weight is empty"
+
+    @property
+    def data_axis(self) -> int:
+        """Channel axis of its data; -1 where their rank is open."""
+        if self.op == "Gemm":
+            return 1 - int(self.node.attrs.get("transA", 0))
+        return -1 if self.op == "MatMul" else 1
+
+    @property
+    def result_axis(self) -> int:
+        """Channel axis of its result, counted from the end where the rank is open."""
+        return 1 if self.op in ("Conv", "ConvTranspose") else self.weight_index - 2
+
     def per_output(self, values: Floats) -> Floats:
         """Shape one value per output channel (c_out,) to broadcast over the weight."""
         w = self.weight_tensor
@@ -142,12 +170,6 @@ class Layer:
         out, *rest = np.moveaxis(self.weight, self.out_axis, 0).shape
         return np.moveaxis(rows.reshape(out, *rest), 0, self.out_axis)
 
-    def channel_axis(self, rank: int) -> int:
-        """The axis of the output channels in a result of so many axes."""
-        if self.op in ("Conv", "ConvTranspose"):
-            return 1
-        return rank - 2 + self.weight_index
-
     def window(self, shape: Sequence[int]) -> Window | None:
         """Geometry of a Conv on an input of this shape; None for other operators."""
         if self.op != "Conv":
@@ -162,19 +184,55 @@ class Layer:
             pads = same_pads(shape[2:], kernel, strides, dilations, auto == "SAME_LOWER")
         return Window(kernel, strides, dilations, pads, self.groups)
 
+    @property
+    def by_group(self) -> Floats:
+        """The weight as (groups, c_out / groups, c_in / groups, taps), whatever the operator.
+
+        The first two axes together count the output channels, the first and third the inputs'.
+        """
+        w, taps = self.weight, math.prod(self.weight.shape[2:])
+        if self.op == "ConvTranspose":
+            return w.reshape(self.groups, -1, w.shape[1], taps).swapaxes(1, 2)
+        rows = self.rows(w)
+        return rows.reshape(*rows.shape[:2], w.shape[self.in_axis], taps)
+
+    def set_by_group(self, model: Model, values: Floats) -> None:
+        """Set the weight from the form of ``by_group``, which may have more or fewer channels."""
+        kernel = self.weight.shape[2:]
+        groups, c_out, c_in, _ = values.shape
+        if self.op == "ConvTranspose":
+            w = values.swapaxes(1, 2).reshape(groups * c_in, c_out, *kernel)
+        else:
+            w = np.moveaxis(values.reshape(groups * c_out, c_in, *kernel), 0, self.out_axis)
+        self.set_weight(model, w)
+
+    @property
+    def bias_or_zeros(self) -> Floats | None:
+        """Bias as float64 (c_out,), zeros without one; None if it is not one per channel."""
+        if self.bias_tensor is None:
+            return np.zeros(self.c_out)
+        if self.bias is None or self.bias.size not in (1, self.c_out):
+            return None
+        return np.broadcast_to(self.bias, self.c_out).astype(np.float64)
+
     def set_weight(self, model: Model, values: Floats) -> None:
         """Give the node a weight of its own; another reader of the old one keeps it."""
         name = self.weight_tensor.name
         self.node.inputs[self.weight_index] = model.constant(name, values.astype(np.float32))
 
     def set_bias(self, model: Model, values: Floats) -> None:
-        """Give the node a bias of its own, (c_out,), whether or not it had one."""
+        """Give the node a bias of its own, (c_out,), whether or not it had one.
+
+        It has the rank of the old one and may have more values. A MatMul gets an Add for it.
+        """
         old = self.bias_tensor
         name = old.name if old is not None else f"{self.weight_tensor.name}_bias"
         if self.weight_index == 0:  # output channels are rows
             values = values.reshape(-1, 1)
+        elif isinstance(old, gs.Constant):
+            values = values.reshape(*old.shape[:-1], -1)
         tensor = model.constant(name, values.astype(np.float32))
-        if self.op != "MatMul" or self.bias_slot is not None:
+        if self.op != "MatMul" or old is not None:
             self.attach_bias(tensor)
             return
         result = self.node.outputs[0]
@@ -210,6 +268,12 @@ def layer_of(node: gs.Node) -> Layer | None:
     if rank < 2:
         return None
     return Layer(node, index, rank - 2 + index, rank - 1 - index)
+
+
+def pads(node: gs.Node) -> bool:
+    """Whether a convolution or pool may see values beyond the border of its data."""
+    automatic = node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return automatic or any(node.attrs.get("pads", []))
 
 
 def layers(model: Model) -> Iterator[Layer]:

@@ -18,7 +18,8 @@ from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats, QParams, QuantSpec
 from onnxq.storage import stored, stored_names
 
-TRANSPARENT = {"QuantizeLinear", "Clip", "DequantizeLinear"}
+CUTS = {"Clip": 2, "Min": 1}  # what cuts codes off, and its input that says where
+TRANSPARENT = {"QuantizeLinear", *CUTS, "Max", "DequantizeLinear"}
 
 
 @dataclass
@@ -103,7 +104,7 @@ def grid_of(tensor: gs.Tensor) -> QParams | None:
     """The grid a dequantized activation lies on; None for a tensor that is not one.
 
     Read back from the graph: scale and zero point from its DequantizeLinear, the number of levels
-    from the Clip behind its QuantizeLinear, found through any moves between the two.
+    from the Clip or Min behind its QuantizeLinear, found through any moves between the two.
     """
     node = tensor.inputs[0] if tensor.inputs else None
     if node is None or node.op != "DequantizeLinear" or isinstance(node.inputs[0], gs.Constant):
@@ -112,8 +113,8 @@ def grid_of(tensor: gs.Tensor) -> QParams | None:
     bits, above = 8, node.inputs[0].inputs[0]
     while above.op != "QuantizeLinear":
         source = above.inputs[0].inputs[0]
-        if above.op == "Clip" and source.op == "QuantizeLinear":
-            levels = int(above.inputs[2].values) + 1
+        if above.op in CUTS and source.op == "QuantizeLinear":
+            levels = int(above.inputs[CUTS[above.op]].values.max()) + 1
             bits = levels.bit_length() - 1 if levels & levels - 1 == 0 else 8
         above = source
     spec = QuantSpec(bits=bits, signed=False, symmetric=False, per_channel=False)

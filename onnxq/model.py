@@ -100,6 +100,11 @@ class Model:
         """Whether ``tensor`` leaves the graph."""
         return any(tensor is out for out in self.graph.outputs)
 
+    def captured(self) -> set[str]:
+        """Names of the tensors that the bodies of control flow nodes read."""
+        bodies = self.graph.subgraphs(recursive=True)
+        return {t.name for body in bodies for node in body.nodes for t in node.inputs}
+
     def single_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
         """The only reader of ``tensor``; None if there are several or it leaves the graph."""
         if len(tensor.outputs) != 1 or self.is_output(tensor):
@@ -440,6 +445,15 @@ def element_bits(constant: gs.Constant) -> int:
     else:
         dtype = values.dtype
     return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
+
+
+def axes_of(node: gs.Node) -> list[int] | None:
+    """The constant axes of a reduction or Squeeze, whether attribute (old opsets) or input."""
+    if "axes" in node.attrs:
+        return list(node.attrs["axes"])
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        return [int(a) for a in node.inputs[1].values]
+    return None
 
 
 def _placeholder(constant: gs.Constant) -> TensorProto:

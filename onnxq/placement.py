@@ -14,7 +14,9 @@ Three kinds of node take part, after what onnxruntime's CPU kernels were measure
   codes stay and their scale takes the factor.
 
 A Relu or Clip right behind a layer or companion is *absorbed*: the quantizer of the result
-saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes.
+saturates where it would have clipped. Elsewhere it is a move: a Clip of the codes. A Min with
+a constant for each channel is absorbed, too, but leaves a Min of the codes behind: no quantizer
+saturates each channel elsewhere.
 """
 
 from collections.abc import Mapping
@@ -25,15 +27,18 @@ import onnx_graphsurgeon as gs
 
 from onnxq.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.model import Model
+from onnxq.spec import Floats
 from onnxq.storage import stored_names
 
 COMPANIONS = {
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
 }  # fmt: skip
-ACTIVATIONS = {"Relu", "Clip"}
+# What onnxruntime takes for a part of the layer before it, and what else a quantizer replaces.
+FUSED = {"Clip", "Relu"}
+ACTIVATIONS = FUSED | {"Min"}
 MOVES = {
-    "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Relu", "Reshape",
-    "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Min", "Pad", "Relu",
+    "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
 BEFORE = "an input comes from a float operator"
 READERS_OF_SHAPE = {"Shape", "Size"}
@@ -79,9 +84,7 @@ def place(model: Model) -> Placement:
     The largest consistent choice: start with every node that could run on integers, then let go
     of companions whose neighbours are not there, until nothing changes.
     """
-    bodies = model.graph.subgraphs(recursive=True)
-    captured = {t.name for body in bodies for node in body.nodes for t in node.inputs}
-    placement = Placement(captured=captured)
+    placement = Placement(captured=model.captured())
     nodes = model.graph.nodes
     ends = {layer.end.name for layer in layers(model) if layer.end is not layer.node}
     counts = _counts(model)
@@ -179,7 +182,7 @@ def _result(model: Model, placement: Placement, node: gs.Node) -> tuple[gs.Tenso
     end = end_of(model, node)
     tensor, activations = end.outputs[0], []
     while (reader := model.single_consumer(tensor)) is not None and reader.op in ACTIVATIONS:
-        if not _moves(reader) or reader.inputs[0] is not tensor or reader.name in model.kept_float:
+        if not _moves(reader) or moved(reader) is not tensor or reader.name in model.kept_float:
             break
         if tensor.name in placement.captured:
             break
@@ -200,18 +203,37 @@ def _returns_floats(model: Model, node: gs.Node) -> bool:
     end = end_of(model, node)
     readers = end.outputs[0].outputs
     if len(readers) != 1:
-        return not any(r.op in ACTIVATIONS and r.name in model.kept_float for r in readers)
+        return not any(r.op in FUSED and r.name in model.kept_float for r in readers)
     if readers[0].op == "Add" and end.op == "MatMul":
         return any(
             (t.shape is not None and len(t.shape) > 2) or (_constant(t) and t.values.size == 1)
             for t in readers[0].inputs
         )
-    return readers[0].op not in ACTIVATIONS or len(readers[0].outputs[0].outputs) != 1
+    return readers[0].op not in FUSED or len(readers[0].outputs[0].outputs) != 1
 
 
 def moved(node: gs.Node) -> gs.Tensor:
-    """The input whose values a move selects, rearranges or multiplies."""
-    return node.inputs[int(node.op == "Mul" and _constant(node.inputs[0]))]
+    """The input whose values a move selects, rearranges, multiplies or cuts off."""
+    return node.inputs[int(node.op in ("Min", "Mul") and _constant(node.inputs[0]))]
+
+
+def bounds(node: gs.Node) -> tuple[Floats, Floats] | None:
+    """Ends that a Relu, Clip or Min keeps its values between; None if they are not constant.
+
+    The upper one of a Min has the shape of its constant, the others have no axes.
+    """
+    ends = [np.float32(0.0 if node.op == "Relu" else -np.inf), np.float32(np.inf)]
+    if node.op == "Min":
+        constants = [t for t in node.inputs if _constant(t) and t.dtype == np.float32]
+        if len(node.inputs) != 2 or len(constants) != 1:
+            return None
+        return np.asarray(ends[0]), constants[0].values
+    for i, tensor in enumerate(node.inputs[1:3]):
+        if not tensor.is_empty():
+            if not _constant(tensor):
+                return None
+            ends[i] = np.float32(tensor.values)
+    return None if node.op == "Clip" and node.attrs else (np.asarray(ends[0]), np.asarray(ends[1]))
 
 
 def factor(node: gs.Node) -> np.float32 | None:
@@ -241,9 +263,8 @@ def _moves(node: gs.Node) -> bool:
         return True
     if node.op not in MOVES or node.domain:
         return False
-    if node.op == "Clip":
-        bounds = [t for t in node.inputs[1:] if not t.is_empty()]
-        return all(_constant(t) for t in bounds) and not node.attrs
+    if node.op in ("Clip", "Min"):
+        return bounds(node) is not None
     if node.op == "MaxPool":
         return len(node.outputs) == 1
     if node.op == "Pad":

@@ -88,9 +88,8 @@ def _visit(
     quantized.fix(node.inputs[layer.weight_index].name, values)
     if slot is not None and isinstance(layer.bias_tensor, gs.Constant):
         quantized.fix(end.inputs[slot[1]].name, layer.bias_tensor.values)
-    seen, axis = OutputMoments(layer.c_out), 0
+    seen, axis = OutputMoments(layer.c_out), layer.result_axis
     for y, y_q in zip(floats[truth], quantized[result], strict=True):
-        axis = layer.channel_axis(y.ndim)
         seen.update(np.moveaxis(y, axis, -1), np.moveaxis(y_q, axis, -1))
     for step in steps:
         made = step.correct(visit, seen, outcomes[step.name])

@@ -25,13 +25,13 @@ class CorrectBias(LayerPass):
         if not np.isfinite(seen.shift).all():
             outcome.skip(layer.name, "it returned NaN or infinite values on calibration data")
             return None
-        if layer.bias_tensor is not None and (layer.bias is None or layer.bias.size != layer.c_out):
+        bias = layer.bias_or_zeros
+        if bias is None:
             outcome.skip(layer.name, "its bias is not one constant per output channel")
             return None
-        old = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
         outcome.edit(
             layer.name,
             f"{seen.share:.0%} of the error was a shift of means, {seen.ratio:.2%} of the signal",
         )
-        layer.set_bias(visit.model, old - seen.shift)
+        layer.set_bias(visit.model, bias - seen.shift)
         return Correction(np.ones(layer.c_out), -seen.shift)

@@ -30,7 +30,8 @@ class CorrectVariance(LayerPass):
         if weight.params.scale.shape != (layer.c_out,):
             outcome.skip(layer.name, "its weight has no scale for each output channel")
             return None
-        if layer.bias_tensor is not None and (layer.bias is None or layer.bias.size != layer.c_out):
+        bias = layer.bias_or_zeros
+        if bias is None:
             outcome.skip(layer.name, "its bias is not one constant per output channel")
             return None
         usable = np.isfinite(seen.var_q) & np.isfinite(seen.var) & (seen.var_q > 0) & (seen.var > 0)
@@ -39,6 +40,6 @@ class CorrectVariance(LayerPass):
         scale = (weight.params.scale * gain).astype(np.float32)
         weights[layer.name] = replace(weight, params=replace(weight.params, scale=scale))
         if layer.bias is not None:
-            layer.set_bias(visit.model, layer.bias * gain)
+            layer.set_bias(visit.model, bias * gain)
         outcome.edit(layer.name, f"deviations times {gain.min():.3g} to {gain.max():.3g}")
         return Correction(gain, np.zeros(layer.c_out))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layer_of
+from onnxq.layers import Layer, layer_of, pads
 from onnxq.model import Model
 from onnxq.numerics import fold
 from onnxq.pipeline import Outcome, Pass, Statistics
@@ -64,20 +64,11 @@ def _unusable(norm: gs.Node) -> str | None:
     return None
 
 
-def _bias(layer: Layer) -> Floats | None:
-    """Bias as float64 (c_out,), zeros where there is none; None if it is not one per channel."""
-    if layer.bias_tensor is None:
-        return np.zeros(layer.c_out)
-    if layer.bias is None or layer.bias.size not in (1, layer.c_out):
-        return None
-    return np.broadcast_to(layer.bias.reshape(-1), layer.c_out).astype(np.float64)
-
-
 def _foldable(layer: Layer) -> bool:
     """Whether a layer is W x + b and nothing else, with a place for b."""
     factors = {layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)}
     plain = layer.op != "MatMul" and layer.weight_index == 1 and factors == {1.0}
-    return plain and _bias(layer) is not None
+    return plain and layer.bias_or_zeros is not None
 
 
 def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
@@ -95,15 +86,12 @@ def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
         return None
     if layer.op == "Gemm":
         return None if layer.node.attrs.get("transA", 0) else layer
-    padded = any(layer.node.attrs.get("pads", [])) or layer.node.attrs.get(
-        "auto_pad", "NOTSET"
-    ) not in ("NOTSET", "VALID")
-    exact = not d.any() or (layer.op == "Conv" and not padded)
+    exact = not d.any() or (layer.op == "Conv" and not pads(layer.node))
     return layer if exact else None
 
 
 def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = _bias(layer)
+    bias = layer.bias_or_zeros
     assert bias is not None
     w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
     result = norm.outputs[0]
@@ -115,7 +103,7 @@ def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats)
 
 
 def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = _bias(layer)
+    bias = layer.bias_or_zeros
     assert bias is not None
     if layer.op == "ConvTranspose":
         w, b = fold.scale_inputs(layer.weight, a, layer.in_axis), bias

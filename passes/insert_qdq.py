@@ -2,6 +2,7 @@
 
 An integer layer:    x -> DequantizeLinear -> Conv -> QuantizeLinear -> codes
 Codes below 8 bits:  QuantizeLinear -> Clip(codes, 2^b - 1) -> DequantizeLinear
+A ceiling by channel: QuantizeLinear -> Min(codes, ceilings) -> DequantizeLinear
 A move:              codes -> Transpose -> codes
 A weight:            int8, or narrower and unpacked (storage.py), -> DequantizeLinear
 Weight of a float layer:  the same -> Cast(float) -> Mul(scale), which folds away at load
@@ -25,19 +26,21 @@ from onnxq.numerics.bias import (
 )
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import (
+    ACTIVATIONS,
     COMPANIONS,
     MOVES,
     READERS_OF_SHAPE,
     Placement,
+    bounds,
     end_of,
     factor,
     moved,
     place,
 )
-from onnxq.spec import Array, Floats, QParams, QTensor
+from onnxq.spec import Array, Floats, Ints, QParams, QTensor
 from onnxq.storage import OLDEST, Storage
 
-EVERYTHING = np.array([-np.inf, np.inf], np.float32)
+EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
 
 class InsertQdq(Pass):
@@ -113,11 +116,10 @@ class _Emitter:
         """Quantize a result; absorbed activations go, but their tensor keeps its name."""
         activations = self.placement.absorbed[name]
         result = activations[-1].outputs[0] if activations else node.outputs[0]
-        ends = EVERYTHING
+        ends = _ends(activations)
         if activations:
             raw = node.outputs[0]
             for activation in activations:
-                ends = ends.clip(*_bounds(activation))
                 activation.inputs.clear()
                 activation.outputs.clear()
         else:
@@ -138,13 +140,17 @@ class _Emitter:
         return self.entered[tensor.name]
 
     def _quantize(
-        self, source: gs.Tensor, name: str, params: QParams, ends: Floats = EVERYTHING
+        self,
+        source: gs.Tensor,
+        name: str,
+        params: QParams,
+        ends: tuple[Floats, Floats] = EVERYTHING,
     ) -> gs.Tensor:
         """QuantizeLinear, and an integer Clip if the grid or ``ends`` leave codes of 8 bits out."""
         codes = self.model.variable(f"{name}_codes")
         self.model.add("QuantizeLinear", [source, *self._grid(name, params)], codes)
-        low, high = (int(code) for code in affine.quantize(ends, params))
-        if (low, high) == (0, 255):
+        low, high = (affine.quantize(end, params) for end in ends)
+        if not low.any() and np.all(high == 255):
             return codes
         clipped = self.model.variable(f"{name}_clipped")
         self._clip(codes, clipped, low, high)
@@ -179,13 +185,13 @@ class _Emitter:
             scaled = replace(params, scale=np.asarray(params.scale * by, np.float32))
             self._dequantize(self.codes[source], result, scaled)
             return
-        if node.op in ("Relu", "Clip"):
-            low, high = affine.quantize(EVERYTHING.clip(*_bounds(node)), params)
+        if node.op in ACTIVATIONS:
+            low, high = (affine.quantize(end, params) for end in _ends([node]))
             result = node.outputs[0]
             node.inputs.clear()
             node.outputs.clear()
             codes = self.model.variable(f"{result.name}_codes")
-            self._clip(self.codes[source], codes, int(low), int(high))
+            self._clip(self.codes[source], codes, low, high)
             self._dequantize(codes, result, params)
             return
         node.inputs[0] = self.codes[source]
@@ -199,9 +205,17 @@ class _Emitter:
             node.outputs[i] = codes
             self._dequantize(codes, result, params)
 
-    def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: int, high: int) -> None:
-        bounds = (self.storage.shared(f"code{n}", np.array(n, np.uint8)) for n in (low, high))
-        self.model.add("Clip", [codes, *bounds], result)
+    def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: Ints, high: Ints) -> None:
+        if low.ndim == high.ndim == 0:
+            ends = (self.storage.shared(f"code{n}", n) for n in (low, high))
+            self.model.add("Clip", [codes, *ends], result)
+            return
+        if low.any():
+            raised = self.model.variable(f"{result.name}_raised")
+            self.model.add("Max", [codes, self.model.constant(f"{result.name}_least", low)], raised)
+            codes = raised
+        most = self.model.constant(f"{result.name}_most", high)
+        self.model.add("Min", [codes, most], result)
 
     def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
         """A one-number operand, whatever its rank, as code 1 times itself, or code 0 minus 1."""
@@ -345,10 +359,11 @@ class _Emitter:
         ]
 
 
-def _bounds(node: gs.Node) -> tuple[float, float]:
-    """Ends of a Relu, or of a Clip with constant, possibly absent, bounds."""
-    ends = [0.0 if node.op == "Relu" else -np.inf, np.inf]
-    for i, tensor in enumerate(node.inputs[1:3]):
-        if not tensor.is_empty():
-            ends[i] = float(tensor.values)
-    return ends[0], ends[1]
+def _ends(activations: list[gs.Node]) -> tuple[Floats, Floats]:
+    """What Relus, Clips and Mins in a row keep values between; a Min may do so by channel."""
+    low, high = EVERYTHING
+    for activation in activations:
+        limits = bounds(activation)
+        assert limits is not None
+        low, high = np.clip(low, *limits), np.clip(high, *limits)
+    return np.asarray(low), np.asarray(high)

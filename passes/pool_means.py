@@ -3,9 +3,8 @@
 from typing import ClassVar
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
-from onnxq.model import Model
+from onnxq.model import Model, axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 
@@ -25,7 +24,7 @@ class PoolMeans(Pass):
                 outcome.skip(node.name, why)
                 continue
             source, result = node.inputs[0], node.outputs[0]
-            axes = _axes(node)
+            axes = axes_of(node)
             if source.dtype is not None and source.dtype != np.float32:
                 outcome.skip(node.name, "it is not a mean of float32")
                 continue
@@ -43,12 +42,3 @@ class PoolMeans(Pass):
                 model.add("Squeeze", [pooled, squeezed], result, name=f"{name}_squeeze")
             outcome.edit(name, "became GlobalAveragePool")
         return outcome
-
-
-def _axes(node: gs.Node) -> list[int] | None:
-    """The constant axes of a reduction, whether attribute (opset < 18) or input."""
-    if "axes" in node.attrs:
-        return list(node.attrs["axes"])
-    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
-        return [int(a) for a in node.inputs[1].values]
-    return None

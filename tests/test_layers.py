@@ -126,6 +126,75 @@ def test_the_axes_are_two_and_without_sign(
     assert (layer.weight_tensor.name, layer.data.name, layer.output.name) == ("w", "x", "y")
 
 
+regular = pytest.mark.parametrize(
+    ("call", "w_shape", "x_shape", "data_axis", "result_axis"),
+    [case for case in CASES if "(x, w)" in case[0] and (len(case[1]) < 3 or "Mat" not in case[0])],
+)
+
+
+@regular
+def test_by_group_has_its_channels_where_it_says(
+    call: str, w_shape: Shape, x_shape: Shape, data_axis: int, result_axis: int
+) -> None:
+    w, x = random(w_shape, x_shape)
+    model = build(f"y = {call}", {"x": x}, {"w": w})
+    layer = only_layer(model)
+    before = result(model, x)
+    made, read = powers(layer.c_out), powers(layer.c_in)
+    assert layer.obstacle is None
+    assert (layer.c_out, layer.c_in) == (before.shape[result_axis], x.shape[data_axis])
+    assert layer.data_axis % x.ndim == data_axis
+    assert layer.result_axis % before.ndim == result_axis
+    outputs, inputs = (v.reshape(layer.groups, -1) for v in (made, read))
+    layer.set_by_group(model, layer.by_group * outputs[:, :, None, None])
+    np.testing.assert_array_equal(result(model, x), before * along(made, result_axis, before.ndim))
+    layer.set_weight(model, w)
+    expected = result(model, x * along(read, data_axis, x.ndim))
+    layer.set_by_group(model, layer.by_group * inputs[:, None, :, None])
+    np.testing.assert_array_equal(result(model, x), expected)
+
+
+@regular
+def test_by_group_survives_a_round_trip(
+    call: str, w_shape: Shape, x_shape: Shape, data_axis: int, result_axis: int
+) -> None:
+    w, x = random(w_shape, x_shape)
+    model = build(f"y = {call}", {"x": x}, {"w": w})
+    layer = only_layer(model)
+    layer.set_by_group(model, layer.by_group)
+    np.testing.assert_array_equal(layer.weight, w)
+
+
+@pytest.mark.parametrize(
+    ("call", "w_shape", "x_shape", "why"),
+    [
+        ("MatMul(w, x)", (4, 5), (5, 3), "its weight is the left operand"),
+        ("Gemm(w, x)", (4, 5), (5, 3), "its weight is the left operand"),
+        ("MatMul(x, w)", (2, 5, 4), (2, 3, 5), "its weight is a batch of matrices"),
+        ("Gemm(x, w)", (5, 0), (3, 5), "its weight is empty"),
+    ],
+)
+def test_weights_whose_channels_are_elsewhere_say_so(
+    call: str, w_shape: Shape, x_shape: Shape, why: str
+) -> None:
+    w, x = random(w_shape, x_shape)
+    assert only_layer(build(f"y = {call}", {"x": x}, {"w": w})).obstacle == why
+
+
+def test_a_new_bias_has_the_shape_of_the_old_one() -> None:
+    x, w, b = random((5,), (5, 4), (1, 4))
+    model = build("a = MatMul(x, w) y = Add(a, b)", {"x": x}, {"w": w, "b": b})
+    only_layer(model).set_bias(model, np.arange(4.0))
+    assert result(model, x).shape == (1, 4)
+
+
+def test_a_matmul_without_an_addition_has_no_place_for_a_bias() -> None:
+    x, w = random((3, 5), (5, 4))
+    model = build("y = MatMul(x, w)", {"x": x}, {"w": w})
+    with pytest.raises(ValueError, match="has no place for a bias"):
+        only_layer(model).set_bias(model, np.zeros(4))
+
+
 @pytest.mark.parametrize("given", [True, False], ids=["with a bias", "without"])
 @pytest.mark.parametrize(
     ("call", "w_shape", "x_shape"),

@@ -12,7 +12,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxq.numerics.levels import WIDTHS
 from onnxq.numerics.metrics import Fidelity
-from tests.graphs import quantize, run
+from onnxq.passes.equalize import Equalize
+from onnxq.passes.split_outliers import SplitOutliers
+from onnxq.recipes import PREPARATION
+from tests.graphs import after, quantize, run
 
 # The optimised graph may round a tie the other way, and a code that flips early moves later ones.
 # All but a few in a thousand graphs agree to 100 dB; the worst are means of two codes, at 37 dB. A
@@ -395,3 +398,35 @@ def test_random_graph_converts_and_means_the_same_optimised(tmp_path_factory, **
 @settings(FIXED, max_examples=400)
 def test_many_random_graphs_convert_and_mean_the_same_optimised(tmp_path_factory, **case):
     convert_and_check(tmp_path_factory.mktemp("graph"), **case)
+
+
+# What equal weights in another order of summation may cost, of the largest value in the graph.
+EXACT = 1e-4
+
+
+def rescale_and_check(net):
+    proto, shape = net
+    values = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    try:
+        before = run(proto, values)
+    except RuntimeError:
+        reject()
+    for step in (Equalize(ceilings=True), SplitOutliers()):
+        model, _ = after(proto, *PREPARATION, step)
+        onnx.checker.check_model(model.to_proto(), full_check=True)
+        for name, found in run(model.to_proto(), values).items():
+            largest = np.abs(before[name]).max(initial=1.0)
+            np.testing.assert_allclose(found, before[name], rtol=0, atol=EXACT * largest)
+
+
+@given(net=models())
+@settings(FIXED, max_examples=100)
+def test_channels_are_scaled_and_split_without_changing_what_a_random_graph_computes(net):
+    rescale_and_check(net)
+
+
+@pytest.mark.slow
+@given(net=models())
+@settings(FIXED, max_examples=400)
+def test_channels_are_scaled_and_split_without_changing_what_many_random_graphs_compute(net):
+    rescale_and_check(net)

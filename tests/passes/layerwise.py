@@ -83,7 +83,7 @@ def results(prepared, quantized, data):
     codes = Session(quantized, taps=[b for _, b in pairs.values()], optimize=False).run(feeds)
     for layer in layers(prepared):
         a, b = pairs[layer.name]
-        axis = layer.channel_axis(floats[a].ndim)
+        axis = layer.result_axis
         found[layer.name] = tuple(
             np.moveaxis(x, axis, -1).reshape(-1, layer.c_out).astype(np.float64)
             for x in (floats[a], codes[b])

@@ -448,6 +448,47 @@ def test_an_activation_is_absorbed_and_its_bounds_hold_beyond_the_calibration(
     assert h.max() <= high + scale / 2
 
 
+CEILINGS = np.linspace(0.25, 2.0, 8, dtype=np.float32).reshape(1, 8, 1, 1)
+
+
+@pytest.mark.parametrize("act_bits", [8, 4])
+@pytest.mark.parametrize(
+    ("nodes", "low"),
+    [
+        ("r = Relu(a) h = Min(r, c)", 0.0),
+        ("r = Relu(a) h = Min(c, r)", 0.0),
+        ("h = Min(a, c)", None),
+        ("r = Min(a, c) h = Relu(r)", 0.0),
+        ("r = Relu(a) p = MaxPool<kernel_shape=[1,1]>(r) h = Min(p, c)", 0.0),
+        ("r = Clip(a, half) h = Min(r, c)", None),
+    ],
+)
+def test_ceilings_of_channels_cut_the_codes_off(tmp_path, nodes, low, act_bits):
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS, c=CEILINGS, half=np.float32(0.5)
+    )
+    report, written = converted(tmp_path, proto, act_bits=act_bits)
+    assert report.kernels.floating == []
+    assert not report.kernels.operators.keys() & {"Relu", "FusedConv", "NhwcFusedConv"}
+    assert report.kernels.operators["Min"] == 1
+    (least,) = (n for n in written.graph.node if n.op_type == "Min")
+    stored = initializers(written)[least.input[1]]
+    grid = next(n for n in written.graph.node if n.output[0] == "h")
+    scale, zero = (initializers(written)[name] for name in grid.input[1:3])
+    assert (stored.dtype, stored.shape) == (np.uint8, (1, 8, 1, 1))
+    beyond = {"x": 100 * feeds(proto)["x"]}
+    h = run(written, beyond, optimize=False, taps=["h"])["h"]
+    expected = run(proto, beyond, taps=["h"])["h"]
+    lowest = -scale * zero.astype(np.float32)
+    assert np.all(h <= CEILINGS + scale / 2)
+    # The last layer's rounding aside, what lies within the grid is as the float model has it.
+    np.testing.assert_allclose(
+        h.max(axis=(0, 2, 3)), expected.clip(lowest).max(axis=(0, 2, 3)), atol=scale / 2 + 1e-6
+    )
+    if low is not None:
+        assert h.min() == low
+
+
 def test_an_activation_that_is_dead_on_the_calibration_still_clips(tmp_path):
     proto = build(
         f"{IMAGE} {{ {FIRST} h = Clip(a, zero, one) {LAST} }}",
@@ -488,7 +529,8 @@ MOVE_CASES = {
 
 
 def test_every_move_is_held_to_it():
-    assert MOVE_CASES.keys() | {"Relu", "Clip"} == MOVES  # these two become a Clip of the codes
+    # These three become a Clip or a Min of the codes.
+    assert MOVE_CASES.keys() | {"Clip", "Min", "Relu"} == MOVES
 
 
 @pytest.mark.parametrize("opset", [13, 18, 21])

@@ -1,0 +1,383 @@
+"""Regions: the tensors between layers through which a positive factor of each channel travels.
+
+If channel i of every tensor of a region is divided by s_i > 0, the layers that make it (its
+*sources*) divide their output channels, the layers that read it (its *sinks*) multiply their input
+channels, and the model computes what it did. What lies between must hand the factors on:
+
+| operator                                          | because                                   |
+|---------------------------------------------------|-------------------------------------------|
+| Relu, LeakyRelu, PRelu, MaxPool                   | f(s x) = s f(x) for s > 0                 |
+| AveragePool, GlobalAveragePool, ReduceMean, Resize | linear, each channel for itself          |
+| Mul with a number or with a gate                  | linear in its other operand               |
+| Add                                               | operands and result take the same factors |
+| Concat                                            | the result takes its operands' in turn    |
+| Flatten, Reshape to rows, Squeeze                 | a channel becomes a block of neighbours   |
+| Min with a ceiling of each channel                | min(x, c) / s = min(x / s, c / s)         |
+| Clip(0, c), where ceilings are wanted             | it is a Relu and such a Min               |
+
+Whatever else touches a channel freezes it: its factor is 1, and the region says why.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import Layer, layer_of, layers
+from onnxq.model import Model, axes_of
+from onnxq.placement import READERS_OF_SHAPE, bounds, factor, moved
+from onnxq.spec import Array, Floats
+
+HOMOGENEOUS = {"LeakyRelu", "PRelu", "Relu"}
+POOLS = {"AveragePool", "MaxPool"}
+GATES = {"HardSigmoid", "Sigmoid"}
+WHY = {
+    "Add": "adds to it what no layer makes",
+    "Clip": "cuts all channels off at one value",
+    "Concat": "joins it to what no layer makes",
+    "Mul": "multiplies it with another activation",
+}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where a tensor has its channels.
+
+    Attributes:
+        count: How many, before any became a block.
+        form: ``image`` (n, c, *space); ``pooled``, an image of one pixel; ``rows`` (n, c);
+            ``flat`` (n, c * block); ``tokens`` (..., c).
+        rank: Of an image or a pooled one, else 0.
+    """
+
+    count: int
+    form: Literal["image", "pooled", "rows", "flat", "tokens"]
+    rank: int = 0
+
+    def shaped(self, values: Floats) -> Floats:
+        """One value per channel, (count,), as it broadcasts over the tensor."""
+        return values.reshape(1, -1, *[1] * (self.rank - 2)) if self.rank else values
+
+
+@dataclass(frozen=True, eq=False)
+class Ceiling:
+    """A node that cuts each channel off at a value: a Min, or a Clip(0, c) that may become one.
+
+    Attributes:
+        node: The node.
+        channels: Of its result.
+        values: Float64 (channels,).
+    """
+
+    node: gs.Node
+    channels: Channels
+    values: Floats
+
+    def set(self, model: Model, values: Floats) -> None:
+        """Cut off at ``values``, (channels,), instead; a Clip becomes a Relu and a Min for that."""
+        node, result = self.node, self.node.outputs[0]
+        shaped = self.channels.shaped(values.astype(np.float32))
+        ceiling = model.constant(f"{result.name}_ceiling", shaped)
+        if node.op == "Min":
+            node.inputs = [moved(node), ceiling]
+            return
+        uncut = model.variable(f"{result.name}_uncut")
+        node.op, node.inputs, node.outputs = "Relu", node.inputs[:1], [uncut]
+        model.add("Min", [uncut, ceiling], result)
+
+
+@dataclass
+class Region:
+    """Channels that are scaled together, and all that takes part.
+
+    The slice beside a layer, node or reason says which channels of the region it is about.
+
+    Attributes:
+        name: The first tensor.
+        count: Channels, those of all operands of a Concat together.
+        sources: Layers whose output channels they are.
+        sinks: Layers that read them; of flattened ones, each is a block of input channels.
+        between: Nodes that hand them on.
+        ceilings: Those of them that cut channels off.
+        obstacles: Why factors must be 1, a clause each.
+    """
+
+    name: str
+    count: int = 0
+    sources: list[tuple[Layer, slice]] = field(default_factory=list)
+    sinks: list[tuple[Layer, slice]] = field(default_factory=list)
+    between: list[gs.Node] = field(default_factory=list)
+    ceilings: list[tuple[Ceiling, slice]] = field(default_factory=list)
+    obstacles: list[tuple[str, slice]] = field(default_factory=list)
+
+    @property
+    def free(self) -> Array:
+        """Which channels can take a factor, bool (count,): made and read, and nothing against."""
+        made, read, held = (
+            _mask(self.count, [own for _, own in found])
+            for found in (self.sources, self.sinks, self.obstacles)
+        )
+        return np.asarray(made & read & ~held)
+
+    @property
+    def reasons(self) -> str:
+        """All that stands in the way, in one line; empty if nothing does."""
+        told = list(dict.fromkeys(why for why, _ in self.obstacles))
+        return "; ".join(told or ([] if self.sinks else ["no layer reads it"]))
+
+
+def regions(model: Model, ceilings: bool = False) -> list[Region]:
+    """The regions behind the layers of a model, in its order; no two share a tensor.
+
+    Args:
+        model: Its nodes are sorted.
+        ceilings: Whether a Clip(0, c) may become a Relu and a Min.
+    """
+    return list(_Search(model, ceilings))
+
+
+def unreached(model: Model, found: Sequence[Region]) -> Iterator[tuple[str, str]]:
+    """Tensors that layers read and no region comes near, each with the reason, a clause.
+
+    Where a region ends at what makes such a tensor, its obstacles have told.
+    """
+    near = {layer.output.name for region in found for layer, _ in region.sources}
+    near |= {node.outputs[0].name for region in found for node in region.between}
+    for name, tensor in {layer.data.name: layer.data for layer in layers(model)}.items():
+        makers = list(tensor.inputs)
+        if name not in near and not any(t.name in near for node in makers for t in node.inputs):
+            told = [f"{node.op} {node.name}, not a layer, makes" for node in makers]
+            yield name, f"{(told or ['the model is fed'])[0]} its channels"
+
+
+def _mask(count: int, parts: Sequence[slice]) -> Array:
+    mask = np.zeros(count, bool)
+    for part in parts:
+        mask[part] = True
+    return mask
+
+
+class _Search:
+    """Iterates over the regions: each is flooded from the output of a layer.
+
+    Attributes:
+        channels: Of every tensor whose channels layers make, by name.
+        operands: Node that hands channels on to its tensors that they come from.
+    """
+
+    def __init__(self, model: Model, ceilings: bool) -> None:
+        self.model, self.ceilings = model, ceilings
+        self.captured = model.captured()
+        self.ends = {layer.end.name: layer for layer in layers(model)}
+        self.channels: dict[str, Channels] = {}
+        self.operands: dict[str, list[gs.Tensor]] = {}
+        for node in model.graph.nodes:
+            if (layer := self.ends.get(node.name)) is not None:
+                if layer.obstacle is None:
+                    self.channels[layer.output.name] = _made(layer)
+            elif (handed := self._handed(node)) is not None:
+                self.operands[node.name], self.channels[node.outputs[0].name] = handed
+
+    def __iter__(self) -> Iterator[Region]:
+        seen: set[str] = set()
+        for layer in self.ends.values():
+            name = layer.output.name
+            if layer.obstacle is not None:
+                why = f"{layer.op} {layer.name}, which makes it: {layer.obstacle}"
+                yield Region(name, obstacles=[(why, slice(0))])
+            elif name not in seen:
+                found, tangled = self._flood(layer.output)
+                seen |= found.keys()
+                yield self._region(name, found, tangled)
+
+    def _handed(self, node: gs.Node) -> tuple[list[gs.Tensor], Channels] | None:
+        """The operands whose channels the only result of a node has, and where it has them."""
+        if node.domain or len(node.outputs) != 1 or not node.inputs or layer_of(node) is not None:
+            return None
+        if node.op in ("Add", "Concat"):
+            return self._joined(node)
+        x = _carrier(node)
+        if x is None or (had := self.channels.get(x.name)) is None:
+            return None
+        cuts = node.op in ("Clip", "Min")
+        channels = self._cut(node, had) if cuts else _passed(node, had)
+        return None if channels is None else ([x], channels)
+
+    def _joined(self, node: gs.Node) -> tuple[list[gs.Tensor], Channels] | None:
+        found = [self.channels.get(t.name) for t in node.inputs]
+        known = [c for c in found if c is not None]
+        if len(known) < len(found) or len({(c.form, c.rank) for c in known}) != 1:
+            return None
+        first, counts = known[0], [c.count for c in known]
+        if node.op == "Add":
+            return (list(node.inputs), first) if len(set(counts)) == 1 else None
+        axes = {"image": (1,), "pooled": (1,), "rows": (1, -1), "tokens": (-1,), "flat": ()}
+        if node.attrs["axis"] not in axes[first.form]:
+            return None
+        return list(node.inputs), replace(first, count=sum(counts))
+
+    def _cut(self, node: gs.Node, had: Channels) -> Channels | None:
+        """What a Clip or Min passes on, if factors may cross it."""
+        ends = bounds(node)
+        if ends is None or (node.op == "Clip" and ends[0] != 0.0):
+            return None
+        if node.op == "Min":
+            return had if np.shape(ends[1]) == had.shaped(np.ones(had.count)).shape else None
+        opened = self.ceilings and had.form != "flat" and node.name not in self.model.kept_float
+        return had if ends[1] == np.inf or (opened and ends[1] > 0.0) else None
+
+    def _flood(self, start: gs.Tensor) -> tuple[dict[str, tuple[gs.Tensor, int]], bool]:
+        """Tensors that share channels with ``start``, each with the number of its first one.
+
+        Numbers count from the first channel of ``start``. The second result says whether a
+        tensor was met again under another number.
+        """
+        found: dict[str, tuple[gs.Tensor, int]] = {}
+        tangled = False
+        todo = [(start, 0)]
+        while todo:
+            tensor, at = todo.pop()
+            if tensor.name in found:
+                tangled |= found[tensor.name][1] != at
+                continue
+            found[tensor.name] = tensor, at
+            for node in (*tensor.inputs, *tensor.outputs):
+                shared = self._shared(node)
+                for base in {at - offset for t, offset in shared if t is tensor}:
+                    todo += [(t, base + offset) for t, offset in shared]
+        return found, tangled
+
+    def _shared(self, node: gs.Node) -> list[tuple[gs.Tensor, int]]:
+        """Tensors at a node that hands channels on, each with its first among the result's."""
+        operands = self.operands.get(node.name)
+        if operands is None:
+            return []
+        steps = [self.channels[t.name].count if node.op == "Concat" else 0 for t in operands]
+        return [*zip(operands, accumulate(steps, initial=0), strict=False), (node.outputs[0], 0)]
+
+    def _region(self, name: str, found: dict[str, tuple[gs.Tensor, int]], tangled: bool) -> Region:
+        first = min(at for _, at in found.values())
+        region = Region(name)
+        for tensor, at in found.values():
+            channels = self.channels[tensor.name]
+            own = slice(at - first, at - first + channels.count)
+            region.count = max(region.count, own.stop)
+            maker = tensor.inputs[0]
+            if (layer := self.ends.get(maker.name)) is not None:
+                region.sources.append((layer, own))
+            else:
+                region.between.append(maker)
+                if (values := _ceilings(maker, channels)) is not None:
+                    region.ceilings.append((Ceiling(maker, channels, values), own))
+            for reader in tensor.outputs:
+                if (sink := layer_of(reader)) is not None and sink.data is tensor:
+                    region.sinks.append((sink, own))
+            region.obstacles += [(why, own) for why in self._against(tensor, channels)]
+        whole = slice(0, region.count)
+        if tangled:
+            region.obstacles.append(("its channels meet one another in another order", whole))
+        made = {layer.name for layer, _ in region.sources}
+        for layer, _ in region.sinks:
+            if layer.name in made:
+                region.obstacles.append((f"{layer.name} both makes and reads it", whole))
+        return region
+
+    def _against(self, tensor: gs.Tensor, channels: Channels) -> Iterator[str]:
+        """Why the channels of a tensor cannot be scaled, as far as its own neighbours go."""
+        if self.model.is_output(tensor):
+            yield f"{tensor.name} is an output of the model"
+        if tensor.name in self.captured:
+            yield f"the body of a control flow node reads {tensor.name}"
+        if (source := self.ends.get(tensor.inputs[0].name)) is not None:
+            yield from self._against_source(source)
+        for node in tensor.outputs:
+            layer = layer_of(node)
+            if layer is not None and layer.data is tensor:
+                yield from self._against_sink(layer, channels)
+            elif node.op in READERS_OF_SHAPE:
+                continue
+            elif not any(t is tensor for t, _ in self._shared(node)):
+                what = WHY.get(node.op, "does not hand factors on")
+                yield f"{node.op} {node.name} {what}"
+
+    def _against_source(self, layer: Layer) -> Iterator[str]:
+        why = self.model.kept_float.get(layer.name)
+        if why is None and layer.bias_or_zeros is None:
+            why = "its bias is not one constant per output channel"
+        inner = layer.node.outputs[0]
+        if why is None and inner is not layer.output and self.model.is_output(inner):
+            why = "it is an output of the model before its bias is added"
+        if why is not None:
+            yield f"{layer.op} {layer.name}, which makes it: {why}"
+
+    def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
+        why = self.model.kept_float.get(layer.name) or layer.obstacle
+        convolves = layer.op in ("Conv", "ConvTranspose")
+        if why is None and (layer.data_axis == 0 or convolves != bool(channels.rank)):
+            why = "its input channels lie along another axis"
+        blocks = channels.form == "flat" and layer.c_in % channels.count == 0
+        if why is None and layer.c_in != channels.count and not blocks:
+            why = f"it has {layer.c_in} input channels, not {channels.count}"
+        if why is not None:
+            yield f"{layer.op} {layer.name}, which reads it: {why}"
+
+
+def _made(layer: Layer) -> Channels:
+    """Where a layer's result has its channels."""
+    if layer.op in ("Conv", "ConvTranspose"):
+        return Channels(layer.c_out, "image", len(layer.weight_tensor.shape))
+    return Channels(layer.c_out, "rows" if layer.op == "Gemm" else "tokens")
+
+
+def _ceilings(node: gs.Node, channels: Channels) -> Floats | None:
+    """Where a node cuts each channel off, float64 (channels,); None if it does not."""
+    ends = bounds(node) if node.op in ("Clip", "Min") else None
+    if ends is None or np.min(ends[1]) == np.inf:
+        return None
+    return np.broadcast_to(ends[1].reshape(-1).astype(np.float64), channels.count)
+
+
+def _carrier(node: gs.Node) -> gs.Tensor | None:
+    """The operand whose channels a node hands on, if it hands any on; None if there are two."""
+    if node.op == "Mul" and factor(node) is None:
+        gates = [bool(t.inputs) and t.inputs[0].op in GATES for t in node.inputs]
+        return node.inputs[gates.index(False)] if sum(gates) == 1 else None
+    return moved(node)
+
+
+def _passed(node: gs.Node, had: Channels) -> Channels | None:
+    """Where the result of a node with one operand has its channels; None if it mixes them."""
+    rows, pooled = Channels(had.count, "rows"), replace(had, form="pooled")
+    if node.op in HOMOGENEOUS or factor(node) is not None:
+        return had
+    if node.op == "Mul":  # with a gate, which may have more pixels
+        return None if had.form == "pooled" else had
+    if node.op == "Resize":
+        scales = node.inputs[2] if len(node.inputs) == 3 else None
+        apart = isinstance(scales, gs.Constant) and np.all(scales.values[:2] == 1.0)
+        fills = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+        fits = had.rank and apart and not fills and "axes" not in node.attrs
+        return replace(had, form="image") if fits else None
+    if not had.rank:
+        return None
+    if node.op in POOLS:
+        return replace(had, form="image")
+    if node.op == "GlobalAveragePool":
+        return pooled
+    if node.op in ("ReduceMean", "Squeeze"):
+        over = {axis % had.rank for axis in axes_of(node) or ()}
+        if over != set(range(2, had.rank)) or (node.op == "Squeeze" and had.form != "pooled"):
+            return None
+        return pooled if node.op == "ReduceMean" and node.attrs.get("keepdims", 1) else rows
+    whole = rows if had.form == "pooled" else Channels(had.count, "flat")
+    if node.op == "Flatten":
+        return whole if node.attrs.get("axis", 1) == 1 else None
+    if node.op == "Reshape" and isinstance(node.inputs[1], gs.Constant):
+        shape = node.inputs[1].values.tolist()
+        if had.form == "pooled" and len(shape) == 2 and shape[1] in (-1, had.count):
+            return rows
+        return whole if shape == [0, -1] and not node.attrs.get("allowzero", 0) else None
+    return None

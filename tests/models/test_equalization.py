@@ -1,0 +1,82 @@
+"""What exact passes over channels reach in real models, and that these compute what they did."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zoo
+
+from onnxq import pipeline
+from onnxq.data import batches, open_samples
+from onnxq.model import load
+from onnxq.passes.equalize import Equalize
+from onnxq.passes.split_outliers import SplitOutliers
+from onnxq.preprocess import resolve
+from onnxq.recipes import PREPARATION
+from onnxq.runtime import Session, random_feeds
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+# Regions equalized, those of them behind a Clip(0, c), layers with split channels. A number that
+# sinks tells that something is no longer recognized.
+REACHED = {
+    "digits-cnn": (4, 1, 6),
+    "resnet20": (9, 0, 19),
+    "resnet56": (27, 0, 55),
+    "densenet-bc-100": (102, 0, 99),
+    "mobilenetv2": (7, 35, 35),
+    "mobilenetv3": (17, 0, 37),
+    "vit": (1, 0, 22),
+    "segmenter": (9, 0, 11),
+}
+OTHERS = {"resnet20_cifar10": (9, 0, 19), "version-RFB-320": (41, 0, 33)}
+DATA = {"resnet20_cifar10": "cifar10/val", "version-RFB-320": "photos"}
+COUNT = 16
+
+FILES = [(entry["name"], zoo.ROOT / e["file"]) for entry in zoo.entries()
+         for e in (entry, *entry["exports"])]  # fmt: skip
+
+
+def prepared(file):
+    model = load(file)
+    pipeline.run(model, PREPARATION, None)
+    return model
+
+
+def assert_same(file, model, values):
+    before, found = Session(file).run(values), Session(model).run(values)
+    for name, x in before.items():
+        np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-5 * np.abs(x).max())
+
+
+@pytest.mark.parametrize(("name", "file"), FILES, ids=[file.stem for _, file in FILES])
+@pytest.mark.parametrize("step", [Equalize(), Equalize(ceilings=True), SplitOutliers()], ids=str)
+def test_what_is_reached_in_the_zoo_computes_the_same(name, file, step):
+    model = prepared(file)
+    outcome = pipeline.run(model, (step,), None)[step.name]
+    plain, clipped, split = REACHED[name]
+    expected = split if isinstance(step, SplitOutliers) else plain + step.ceilings * clipped
+    assert len(outcome.edits) == expected
+    assert not outcome.remarks
+    assert_same(file, model, random_feeds(Session(file).inputs, batch=2))
+    before = model.to_bytes()
+    assert not pipeline.run(model, (step,), None)[step.name]
+    assert model.to_bytes() == before
+
+
+@pytest.mark.skipif(
+    not (SHARED / "models").exists(), reason="the shared models and images are not here"
+)
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("step", [Equalize(), SplitOutliers()], ids=lambda step: step.name)
+def test_what_is_reached_in_other_models_computes_the_same_on_real_images(name, step):
+    file = SHARED / "models" / f"{name}.onnx"
+    model = prepared(file)
+    outcome = pipeline.run(model, (step,), None)[step.name]
+    assert len(outcome.edits) == OTHERS[name][2 * isinstance(step, SplitOutliers)]
+    inputs = Session(file).inputs
+    preprocess, _ = resolve(None, file, {})
+    samples = open_samples(SHARED / "data" / DATA[name], inputs, preprocess, COUNT, 0)
+    values = [batch.feeds for batch in batches(samples, inputs, 1)]
+    assert len(values) == COUNT
+    for some in values:
+        assert_same(file, model, some)
