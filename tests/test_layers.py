@@ -188,11 +188,17 @@ def test_a_new_bias_has_the_shape_of_the_old_one() -> None:
     assert result(model, x).shape == (1, 4)
 
 
-def test_a_matmul_without_an_addition_has_no_place_for_a_bias() -> None:
-    x, w = random((3, 5), (5, 4))
-    model = build("y = MatMul(x, w)", {"x": x}, {"w": w})
-    with pytest.raises(ValueError, match="has no place for a bias"):
-        only_layer(model).set_bias(model, np.zeros(4))
+@pytest.mark.parametrize("left", [False, True])
+def test_a_matmul_without_an_addition_gets_one_for_its_bias(left: bool) -> None:
+    x, w, b = random((2, 5, 5), (5, 5), (5,))
+    call = "y = MatMul(w, x)" if left else "y = MatMul(x, w)"
+    model = build(call, {"x": x}, {"w": w})
+    before = only_layer(model).output.name
+    only_layer(model).set_bias(model, b)
+    assert model.graph.outputs[0].name == before
+    model.tidy()
+    expected = w @ x + b[:, None] if left else x @ w + b
+    np.testing.assert_allclose(Session(model).run({"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["with a bias", "without"])

@@ -1,5 +1,7 @@
 """Absorption: what every value exceeds moves to the next bias, and nowhere else."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -24,10 +26,10 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def collect(samples):
-    """What calibration does, over samples at hand."""
+def calibration(samples):
+    """Samples at hand as calibration data."""
 
-    def over(model, observers):
+    def collect(model, observers):
         session = Session(model, taps=list(observers))
         for values in samples:
             results = session.run(values)
@@ -35,7 +37,7 @@ def collect(samples):
                 observer.update(results[name])
         return observers
 
-    return over
+    return SimpleNamespace(collect=collect)
 
 
 def absorbed(nodes, *before, samples=None, **options):
@@ -43,7 +45,7 @@ def absorbed(nodes, *before, samples=None, **options):
     model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
     samples = [feeds(proto, seed) for seed in range(4)] if samples is None else samples
     step = AbsorbBias(**options)
-    outcomes = pipeline.run(model, (*before, step), collect(samples))
+    outcomes = pipeline.run(model, (*before, step), calibration(samples))
     return proto, model, outcomes[step.name]
 
 
@@ -52,6 +54,7 @@ def absorbed(nodes, *before, samples=None, **options):
     [
         "r = Relu(a) y = Conv(r, w2, b2)",
         "r = Relu(a) y = Conv(r, w2)",
+        "r = Relu(a) f = Flatten(r) y = MatMul(f, flat)",
         "r = LeakyRelu(a) y = Conv(r, w2)",
         "r = PRelu(a, slope) y = Conv(r, w2)",
         "r = Relu(a) y = Conv<group=2>(r, halves)",
