@@ -61,10 +61,10 @@ def main(context: click.Context) -> None:
     """Make ONNX vision models small and fast, without retraining and without labels.
 
     Exit codes: 0 done; 1 a --max-drop gate failed (the file is written all the same); 2 wrong
-    usage; 3 the input cannot be used; 123 a bug.
+    usage; 3 the input cannot be used; 123 a bug; 130 stopped by hand.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-from onnxq.cli import commands  # noqa: E402, F401  (registers the commands on ``main``)
+from onnxq.cli import commands, compare  # noqa: E402, F401  (registers the commands on ``main``)

@@ -18,12 +18,25 @@ from onnxq.files import check_writable, replacing
 from onnxq.recipes import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 FILE = click.Path(path_type=Path)
 
 
 def act_bits(text: str) -> ActBits:
     """2 to 8, or the word float."""
     return "float" if text == "float" else int(click.IntRange(2, 8)(text))
+
+
+def several(one: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """A type of options: values of a type, separated by commas."""
+
+    def values(text: str) -> list[T]:
+        parts = [part.strip() for part in text.split(",")]
+        if "" in parts:
+            raise click.BadParameter(f"'{text}': name one value, or several with commas between")
+        return [one(part) for part in parts]
+
+    return values
 
 
 def model_argument(name: str = "model") -> Callable[[F], F]:
@@ -84,10 +97,11 @@ def progress_bar() -> Iterator[Callback]:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, count: int, total: int | None) -> None:
-            task = tasks.get(stage)
-            if task is None or bar.tasks[task].finished:
-                task = tasks[stage] = bar.add_task(stage, total=total)
-            bar.advance(task, count)
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            elif bar.tasks[tasks[stage]].finished:
+                bar.reset(tasks[stage], total=total)
+            bar.advance(tasks[stage], count)
 
         yield advance
 

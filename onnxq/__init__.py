@@ -7,6 +7,7 @@ print(report.bytes / report.float_bytes, report.fidelity.agreement.percent)
 """
 
 from onnxq._version import __version__
+from onnxq.comparison import Sweep, compare_recipes
 from onnxq.conversion import convert
 from onnxq.errors import (
     CalibrationError,
@@ -36,9 +37,11 @@ __all__ = [
     "QuantSpec",
     "Recipe",
     "Report",
+    "Sweep",
     "UnsupportedModel",
     "UsageError",
     "__version__",
+    "compare_recipes",
     "convert",
     "load",
     "validate",

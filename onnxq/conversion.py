@@ -2,14 +2,13 @@
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration, Progress, silent
-from onnxq.data import Data, Images, Samples, batches, open_samples, thinned
+from onnxq.data import Data, Images, Samples, first_batch, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import EVIDENCE, compare
 from onnxq.files import check_writable, restored_on_failure
@@ -17,18 +16,19 @@ from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
-from onnxq.pipeline import run
+from onnxq.pipeline import Outcome, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.protos import check_file, file_size
 from onnxq.recipes import ActBits, Recipe, plan
 from onnxq.report import Report
-from onnxq.runtime import Feeds, Input, Session, random_feeds
+from onnxq.runtime import Feeds, Session, random_feeds
 from onnxq.storage import OLDEST, newest_opset
 
 # Samples behind the figures of every layer that every conversion prints.
 LAYER_EVIDENCE = 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
+NOT_VERIFIED = "not verified: the model does not run on random inputs; give --calib"
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 
 
@@ -115,7 +115,7 @@ def convert(
     model = load(source)
     target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
     check_writable(target, source, force)
-    _refuse_quantized(model)
+    refuse_quantized(model)
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
     original = _session(source, calib is not None or validate is not None, report)
     inputs = original.inputs if original else []
@@ -127,40 +127,88 @@ def convert(
     if validate is not None:
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 
-    _reach_opset(model, chosen)
-    model.kept_float = before = _matching(model, chosen.keep_float)
-    report.outcomes |= run(model, chosen.exact, None)
-    model.kept_float = _matching(model, chosen.keep_float)
-    _refuse_unknown(model, chosen.keep_float, before | model.kept_float)
+    sample = first_batch(calibration.samples, inputs).feeds if calibration else None
+    report.outcomes |= prepare(model, chosen)
     if verify and original is not None:
-        report.difference = _verify(original, model, calibration, report)
-    prepared = model.clone()
-    report.outcomes |= run(model, chosen.lossy, calibration)
-    if not model.weights:
-        raise UnsupportedModel(f"{source}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
-    report.notes += model.notes
-    _describe(model, report, chosen, calibration, seed, preprocessing, origin)
+        report.difference = largest_change(original, model, sample)
+        if report.difference is None:
+            report.notes.append(NOT_VERIFIED)
+    quantized, outcomes = quantize(model, chosen, calibration, preprocessing, origin)
+    report.outcomes |= outcomes
+    report.notes += quantized.notes
+    _describe(report, calibration, seed, preprocessing, origin)
 
     with restored_on_failure(target):
-        model.save(target, force)
+        quantized.save(target, force)
         written = _reload(target, source, report)
         report.bytes = file_size(target)
         if original is not None:
-            layers, report.kernels = inspect(written, target, _one(calibration, inputs))
+            layers, report.kernels = inspect(written, target, sample)
             report.cost = cost(layers)
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
             }
-            _gather_evidence(report, original, prepared, written, calibration, judge, progress)
+            _gather_evidence(report, original, model, written, calibration, judge, progress)
     return report
 
 
-def _refuse_quantized(model: Model) -> None:
+def refuse_quantized(model: Model) -> None:
+    """Raise UnsupportedModel if the model has integer operators already."""
     found = next((node for node in model.graph.nodes if node.op in QUANTIZED), None)
     if found is not None:
         raise UnsupportedModel(
             f"{model.path}: is quantized already ({found.op} {found.name}): give the float model"
         )
+
+
+def prepare(model: Model, recipe: Recipe) -> dict[str, Outcome]:
+    """Raise the opset and run the exact passes, in place; what each did, by its name.
+
+    Raises:
+        UnsupportedModel: The opset cannot be what the recipe needs.
+        UsageError: A glob of ``keep_float`` matches no node.
+        PassError: A pass failed.
+    """
+    _reach_opset(model, recipe)
+    model.kept_float = before = _matching(model, recipe.keep_float)
+    outcomes = run(model, recipe.exact, None)
+    model.kept_float = _matching(model, recipe.keep_float)
+    _refuse_unknown(model, recipe.keep_float, before | model.kept_float)
+    return outcomes
+
+
+def quantize(
+    prepared: Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    preprocess: Preprocess,
+    origin: str,
+) -> tuple[Model, dict[str, Outcome]]:
+    """A quantized copy of a prepared model, which says how it was made; what each pass did.
+
+    Args:
+        prepared: What ``prepare`` left; it is not edited.
+        recipe: Its lossy passes are run.
+        calibration: The data; None for the weights alone.
+        preprocess: How images are read.
+        origin: Where that was found.
+
+    Raises:
+        UnsupportedModel: There is nothing to quantize.
+        CalibrationError: The samples do not fit the model, or are missing.
+        PassError: A pass failed.
+    """
+    model = prepared.clone()
+    outcomes = run(model, recipe.lossy, calibration)
+    if not model.weights:
+        raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
+    model.metadata["onnxq.version"] = __version__
+    model.metadata["onnxq.recipe"] = recipe.to_json()
+    if origin != ASSUMED or (calibration and isinstance(calibration.samples, Images)):
+        model.metadata[METADATA_KEY] = preprocess.model_dump_json()
+    if calibration is not None:
+        model.metadata["onnxq.calibration"] = calibration.digest
+    return model, outcomes
 
 
 def _reach_opset(model: Model, recipe: Recipe) -> None:
@@ -218,23 +266,25 @@ def _session(source: Path, needed: bool, report: Report) -> Session | None:
         return None
 
 
-def _verify(
-    original: Session, prepared: Model, calibration: Calibration | None, report: Report
-) -> float | None:
-    """Largest relative change of any output by the exact passes; None if nothing could be run.
+def largest_change(original: Session, prepared: Model, feeds: Feeds | None) -> float | None:
+    """Largest change of any output by the exact passes, relative to that output's largest value.
+
+    Args:
+        original: The model as it was.
+        prepared: What the exact passes made of it.
+        feeds: One sample; without it random inputs, and None if the model does not run on those.
 
     Raises:
         PassError: It is more than rounding explains.
     """
-    feeds = _one(calibration, original.inputs) or random_feeds(original.inputs)
+    given = feeds or random_feeds(original.inputs)
     try:
-        before = original.run(feeds)
+        before = original.run(given)
     except InputError:
-        if calibration is not None:
+        if feeds is not None:
             raise
-        report.notes.append("not verified: the model does not run on random inputs; give --calib")
         return None
-    after = Session(prepared).run(feeds)
+    after = Session(prepared).run(given)
     worst = 0.0
     for name, x in before.items():
         if x.shape != after[name].shape:
@@ -256,52 +306,47 @@ def _verify(
     return worst
 
 
-def _one(calibration: Calibration | None, inputs: Sequence[Input]) -> Feeds | None:
-    """One calibration sample; None without data."""
-    if calibration is None:
-        return None
-    return next(iter(batches(calibration.samples, inputs, 1))).feeds
-
-
 def _describe(
-    model: Model,
     report: Report,
-    recipe: Recipe,
     calibration: Calibration | None,
     seed: int,
     preprocess: Preprocess,
     origin: str,
 ) -> None:
-    """Write into the model how it was made, and into the report what was seen of the data."""
-    model.metadata["onnxq.version"] = __version__
-    model.metadata["onnxq.recipe"] = recipe.to_json()
-    if origin != ASSUMED:
-        model.metadata[METADATA_KEY] = preprocess.model_dump_json()
+    """Write into the report what was seen of the data."""
     if calibration is None:
         report.notes.append("no calibration data: weights only, activations stay float")
         return
-    samples, declared = calibration.samples, origin != ASSUMED
-    images = isinstance(samples, Images)
-    if images:
-        model.metadata[METADATA_KEY] = preprocess.model_dump_json()
-    model.metadata["onnxq.calibration"] = calibration.digest
+    samples = calibration.samples
     report.calibration = {
         "count": calibration.count,
         "seed": seed,
         "digest": calibration.digest,
-        "origin": origin if images else "none, ready tensors",
+        "origin": origin if isinstance(samples, Images) else "none, ready tensors",
         "preprocess": preprocess.model_dump(mode="json"),
         "skipped": dict(samples.skipped),
     }
-    if declared:
-        report.warnings += calibration.warnings()
-    elif images:
-        report.warnings.append(f"preprocessing {ASSUMED}")
+    report.warnings += doubts(calibration, origin)
     if isinstance(samples, Images) and samples.resized:
         report.notes.append("images are resized to the model's input size; none is declared")
+
+
+def doubts(calibration: Calibration, origin: str) -> list[str]:
+    """What the reader should look into about the calibration data, a sentence each.
+
+    Args:
+        calibration: After the statistics were collected.
+        origin: Where the preprocessing was found.
+    """
+    samples, found = calibration.samples, []
+    if origin != ASSUMED:
+        found += calibration.warnings()
+    elif isinstance(samples, Images):
+        found.append(f"preprocessing {ASSUMED}")
     if samples.skipped:
         names = ", ".join(list(samples.skipped)[:3])
-        report.warnings.append(f"{len(samples.skipped)} calibration images are unreadable: {names}")
+        found.append(f"{len(samples.skipped)} calibration images are unreadable: {names}")
+    return found
 
 
 def _gather_evidence(

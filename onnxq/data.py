@@ -80,6 +80,7 @@ class Images:
         target: The model input the tensor is for.
         labels: Class of each file, or None.
         assumed: Nobody declared the preprocessing.
+        spare: Bytes of memory for tensors of images, which then need not be read again.
         resized: An image had another size than the model's fixed one, and no resize was declared.
     """
 
@@ -91,6 +92,8 @@ class Images:
     resized: bool = False
     assumed: bool = False
     regroup: bool = True
+    spare: int = 0
+    _held: dict[int, Array] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def total(self) -> int | None:
@@ -101,6 +104,9 @@ class Images:
         """See Samples."""
         sizes = _spatial(self.target, self.preprocess)
         for key, file in enumerate(self.files):
+            if key in self._held:
+                yield key, {self.target.name: self._held[key]}
+                continue
             try:
                 with Image.open(file) as image:
                     x = self.preprocess.apply(image, sizes)
@@ -108,7 +114,11 @@ class Images:
             except UNREADABLE as cause:
                 self.skipped[str(file)] = " ".join(str(cause).split())
                 continue
-            yield key, {self.target.name: as_input(x, self.target.dtype)}
+            tensor = as_input(x, self.target.dtype)
+            if tensor.nbytes <= self.spare:
+                self.spare -= tensor.nbytes
+                self._held[key] = tensor
+            yield key, {self.target.name: tensor}
         if len(self.skipped) == len(self.files):
             raise CalibrationError(f"{self.files[0].parent}: none of its images can be read")
 
@@ -200,6 +210,15 @@ def batches(samples: Samples, inputs: Sequence[Input], size: int) -> Iterator[Ba
             group.append((key + row, single))
     if group:
         yield _joined(group, fixed, inputs)
+
+
+def first_batch(samples: Samples, inputs: Sequence[Input]) -> Batch:
+    """One sample, or as many as the model insists on.
+
+    Raises:
+        CalibrationError: It does not fit the inputs.
+    """
+    return next(iter(batches(samples, inputs, 1)))
 
 
 def batch_size(session: Session, samples: Samples) -> int:

@@ -29,3 +29,9 @@ class CalibrationError(InputError):
 
 class PassError(OnnxqError):
     """A pass broke its contract: our fault, never the user's."""
+
+
+class Interrupted(OnnxqError):  # noqa: N818  (nothing is wrong)
+    """The user stopped it; the text says what is kept and how to go on."""
+
+    exit_code = 130

@@ -7,6 +7,7 @@ values were read, accepts two tensors of one name and sorts recursively. What it
 """
 
 import contextlib
+import hashlib
 import itertools
 import mmap
 import os
@@ -308,6 +309,16 @@ class Model:
     def to_bytes(self) -> bytes:
         """Serialized protobuf with the weights inline; the same model gives the same bytes."""
         return bytes(self.to_proto().SerializeToString(deterministic=True))
+
+    def digest(self) -> str:
+        """SHA-256 of ``to_proto``, piece by piece: one protobuf cannot hold every model's bytes."""
+        proto, hasher = self.to_proto(), hashlib.sha256()
+        graph = proto.graph
+        for part in (*graph.input, *graph.node, *graph.initializer, *graph.output):
+            hasher.update(part.SerializeToString(deterministic=True))
+        proto.ClearField("graph")
+        hasher.update(proto.SerializeToString(deterministic=True))
+        return hasher.hexdigest()
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the model; nothing appears under ``path`` until all of it is written.

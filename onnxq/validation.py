@@ -42,10 +42,19 @@ def validate(
         labels=getattr(samples, "labels", None),
         progress=progress,
     )
-    if isinstance(samples, Images) and samples.assumed:
-        found.assumptions.append(f"preprocessing {ASSUMED}")
-    if isinstance(samples, Images) and samples.resized:
-        found.assumptions.append("images are resized to the model's input size")
+    found.assumptions = assumptions(samples)
+    return found
+
+
+def assumptions(samples: Samples) -> list[str]:
+    """What was taken for granted in reading the samples, a sentence each; known once they were."""
+    if not isinstance(samples, Images):
+        return []
+    found = []
+    if samples.assumed:
+        found.append(f"preprocessing {ASSUMED}")
+    if samples.resized:
+        found.append("images are resized to the model's input size")
     return found
 
 

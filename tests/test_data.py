@@ -138,6 +138,40 @@ def test_a_source_must_exist_and_hold_something(tmp_path: Path) -> None:
             open_samples(path, image_input(), RAW)
 
 
+def test_images_are_read_once_while_there_is_room(tmp_path: Path, monkeypatch: Any) -> None:
+    save_images(tmp_path, *(f"{i}.png" for i in range(4)))
+    samples = open_samples(tmp_path, image_input(), RAW)
+    assert isinstance(samples, Images)
+    before = [(key, feed["x"]) for key, feed in samples.items()]
+    one = before[0][1].nbytes
+    opened: list[str] = []
+    read = Image.open
+
+    def counting(file: Path) -> Image.Image:
+        opened.append(file.name)
+        return read(file)
+
+    monkeypatch.setattr(Image, "open", counting)
+    samples.spare = 2 * one + 1
+    for names in (["0.png", "1.png", "2.png", "3.png"], ["2.png", "3.png"], ["2.png", "3.png"]):
+        opened.clear()
+        after = [(key, feed["x"]) for key, feed in samples.items()]
+        assert opened == names
+        assert [key for key, _ in after] == [key for key, _ in before]
+        assert all(np.array_equal(x, y) for (_, x), (_, y) in zip(before, after, strict=True))
+    assert samples.spare == 1
+
+
+def test_a_thinned_folder_has_its_own_images(tmp_path: Path) -> None:
+    save_images(tmp_path, *(f"{i}.png" for i in range(6)))
+    samples = open_samples(tmp_path, image_input(), RAW)
+    assert isinstance(samples, Images)
+    samples.spare = 2**20
+    values = [int(feed["x"].max()) for _, feed in samples.items()]
+    few = data.thinned(samples, 3)
+    assert [int(feed["x"].max()) for _, feed in few.items()] == values[::2]
+
+
 # -- labels ---------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 import onnxq
-from onnxq.conversion import _verify
+from onnxq.conversion import largest_change
 from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, PassError, UsageError
 from onnxq.evaluate import compare
 from onnxq.model import from_proto
 from onnxq.preprocess import PRESETS
-from onnxq.report import Report
 from onnxq.runtime import Session
 from tests.graphs import build
 
@@ -169,6 +168,5 @@ def test_verification_sees_where_an_output_stops_being_finite(tmp_path):
     proto = build("(float[8] x) => (float[] y) { y = Abs(x) }")
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     prepared = from_proto(build("(float[8] x) => (float[] y) { y = Log(x) }"))
-    report = Report("m.onnx", "q.onnx", "w8a8", 1)
     with pytest.raises(PassError, match="finite"):
-        _verify(Session(tmp_path / "m.onnx"), prepared, None, report)
+        largest_change(Session(tmp_path / "m.onnx"), prepared, None)

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxq.errors import InputError, UnsupportedModel, UsageError
 from onnxq.model import Model, from_proto, load
 from onnxq.protos import file_size
+from tests.graphs import build
 
 RNG = np.random.default_rng(0)
 
@@ -478,6 +479,34 @@ def test_existing_files_and_missing_folders_are_refused(tmp_path):
     ):
         with pytest.raises(UsageError, match=complaint):
             model.save(tmp_path / path)
+
+
+# -- digests -----------------------------------------------------------------------------------
+
+GRAPH = "(float[1,3,8,8] x) => (float[] y) { y = Conv<pads=[1,1,1,1]>(x, w) }"
+
+
+def test_a_digest_is_that_of_what_is_in_the_model_wherever_it_lies(external, tmp_path):
+    model = load(external)
+    model.save(tmp_path / "inside.onnx")
+    assert model.digest() == model.clone().digest() == load(tmp_path / "inside.onnx").digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"w": np.full((4, 3, 3, 3), 1e-3, np.float32)},
+        {"graph": GRAPH.replace("1,1,1,1", "0,0,1,1")},
+        {"graph": GRAPH.replace("y", "z")},
+        {"graph": GRAPH.replace("8,8", "8,9")},
+        {"opset": 18},
+    ],
+    ids=["weight", "attribute", "output", "input", "opset"],
+)
+def test_a_digest_changes_with(change):
+    same = {"graph": GRAPH, "w": np.zeros((4, 3, 3, 3), np.float32)}
+    assert from_proto(build(**same)).digest() == from_proto(build(**same)).digest()
+    assert from_proto(build(**same | change)).digest() != from_proto(build(**same)).digest()
 
 
 # -- surgery -----------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ def converted():
 
 TENSORS = "--calib calib.npz"
 GRAY = "--calib images --preprocess gray.toml"
+COMPARE = f"compare model.onnx {TENSORS} --data val.npz"
 STEP = '[[pass]]\nname = "{}"\n'
 
 BAD = {
@@ -188,7 +189,26 @@ BAD = {
     ),
     "half a comparison": Bad("inspect model.onnx --data images", USAGE, "go together"),
     "nothing to compare": Bad("bench model.onnx", USAGE, "Missing argument 'QUANTIZED"),
+    "a comparison without data": Bad("compare model.onnx", USAGE, "Missing option '--calib'"),
+    "a comparison without judges": Bad(
+        f"compare model.onnx {TENSORS}", USAGE, "Missing option '--data'"
+    ),
+    "no such recipe to compare": Bad(
+        f"{COMPARE} --recipes mse,vanila", USAGE, "did you mean vanilla"
+    ),
+    "a gap among recipes": Bad(f"{COMPARE} --recipes mse,", USAGE, "'mse,': name one value"),
+    "no widths to compare": Bad(f"{COMPARE} --bits ,", USAGE, "'--bits': ',': name one value"),
+    "a width too many": Bad(f"{COMPARE} --bits 4,9", USAGE, "'--bits': 9 is not in the range"),
+    "a width that is no number": Bad(f"{COMPARE} --act-bits 8,x", USAGE, "'--act-bits'"),
+    "half a width of activations": Bad(f"{COMPARE} --act-bits 1", USAGE, "1 is not in the range"),
     # where results go
+    "a table over a strange file": Bad(
+        f"{COMPARE} --csv labels.csv", USAGE, "labels.csv: is there and no table of onnxq compare"
+    ),
+    "a table over the input": Bad(f"{COMPARE} --csv model.onnx", USAGE, "is the input"),
+    "a table without a folder": Bad(f"{COMPARE} --csv gone/t.csv", USAGE, "does not exist"),
+    "a plot of another kind": Bad(f"{COMPARE} --plot p.png", USAGE, "--plot p.png: .* an .svg"),
+    "a plot without a folder": Bad(f"{COMPARE} --plot gone/p.svg", USAGE, "does not exist"),
     "the input as output": Bad(
         "convert model.onnx -o model.onnx --force", USAGE, "the input is never overwritten"
     ),
@@ -284,6 +304,15 @@ BAD = {
     ),
     "models that are strangers": Bad(
         "validate model.onnx two.onnx --data calib.npz", INPUT, "different inputs", two_inputs
+    ),
+    "judges of another shape": Bad(
+        f"compare model.onnx {TENSORS} --data other.npz --csv t.csv",
+        INPUT,
+        "the data are",
+        arrays("other.npz", image=images(8, 3, 8, 8)),
+    ),
+    "a quantized model to compare": Bad(
+        f"compare q.onnx {TENSORS} --data val.npz", INPUT, "is quantized already", quantized
     ),
     # preprocessing
     "no such preset": Bad(

@@ -128,8 +128,6 @@ def test_ceilings_of_an_equalized_clip_shift_along():
          "Conv_y meets less of an offset at its border"),
         ("r = Relu(a) y = ConvTranspose(r, up)",
          "ConvTranspose_y meets less of an offset at its border"),
-        ("r = Relu(a) f = Flatten(r) y = MatMul(f, flat)",
-         "MatMul_y has no constant bias of each channel"),
         ("p = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(a) y = Conv(p, w2)",
          "AveragePool AveragePool_p does not keep an offset"),
         ("s = Add(a, a) y = Conv(s, w2)", "Add Add_s does not keep an offset"),
