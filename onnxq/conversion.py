@@ -29,6 +29,8 @@ LAYER_EVIDENCE = 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 NOT_VERIFIED = "not verified: the model does not run on random inputs; give --calib"
+# The passes that leave layers float.
+DECIDING = ("quantize-weights", "quantize-activations")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 
 
@@ -133,7 +135,7 @@ def convert(
         report.difference = largest_change(original, model, sample)
         if report.difference is None:
             report.notes.append(NOT_VERIFIED)
-    quantized, outcomes = quantize(model, chosen, calibration, preprocessing, origin)
+    reference, quantized, outcomes = quantize(model, chosen, calibration, preprocessing, origin)
     report.outcomes |= outcomes
     report.notes += quantized.notes
     _describe(report, calibration, seed, preprocessing, origin)
@@ -148,7 +150,7 @@ def convert(
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
             }
-            _gather_evidence(report, original, model, written, calibration, judge, progress)
+            _gather_evidence(report, original, reference, written, calibration, judge, progress)
     return report
 
 
@@ -183,8 +185,12 @@ def quantize(
     calibration: Calibration | None,
     preprocess: Preprocess,
     origin: str,
-) -> tuple[Model, dict[str, Outcome]]:
-    """A quantized copy of a prepared model, which says how it was made; what each pass did.
+) -> tuple[Model, Model, dict[str, Outcome]]:
+    """A quantized copy of a prepared model, which says how it was made.
+
+    Returns:
+        The float model as it was when quantization began, whose tensors compare with the quantized
+        one's; the quantized one; what each pass did.
 
     Args:
         prepared: What ``prepare`` left; it is not edited.
@@ -199,7 +205,9 @@ def quantize(
         PassError: A pass failed.
     """
     model = prepared.clone()
-    outcomes = run(model, recipe.lossy, calibration)
+    outcomes = run(model, recipe.lossy[: recipe.first_integer], calibration)
+    reference = model.clone()
+    outcomes |= run(model, recipe.lossy[recipe.first_integer :], calibration)
     if not model.weights:
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.metadata["onnxq.version"] = __version__
@@ -208,7 +216,7 @@ def quantize(
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     if calibration is not None:
         model.metadata["onnxq.calibration"] = calibration.digest
-    return model, outcomes
+    return reference, model, outcomes
 
 
 def _reach_opset(model: Model, recipe: Recipe) -> None:
@@ -397,10 +405,9 @@ def _reload(target: Path, source: Path, report: Report) -> Model:
 
 def _reason(name: str, report: Report, plan: Recipe) -> str:
     """Why a layer runs on floats."""
-    for outcome in report.outcomes.values():
-        for skip in outcome.skips:
-            if skip.where == name:
-                return skip.why
+    for skip in (skip for step in DECIDING for skip in report.outcomes.get(step, Outcome()).skips):
+        if skip.where == name:
+            return skip.why
     if plan.act_bits == "float":
         return "activations stay float; its weight is stored quantized and unpacked at load"
     return "onnxruntime did not fuse it"

@@ -14,6 +14,7 @@ from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity
+from onnxq.numerics.moments import OutputMoments
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats, QParams, QuantSpec
 from onnxq.storage import stored, stored_names
@@ -31,12 +32,16 @@ class LayerError:
         result: The tensor compared.
         isolated: SQNR in dB with this layer alone quantized, fed the float model's tensors.
         accumulated: SQNR in dB inside the quantized model.
+        shift_share: What part of the squared error there is a shift of the channels' means, 0 to 1.
+        shift_ratio: MSSR there: root mean square of that shift over that of the signal.
     """
 
     name: str
     result: str
     isolated: float
     accumulated: float
+    shift_share: float
+    shift_ratio: float
 
 
 @dataclass
@@ -48,6 +53,7 @@ class _Probe:
     feed: str
     result: str
     grid: QParams | None
+    axis: int
 
 
 def layer_errors(
@@ -70,6 +76,7 @@ def layer_errors(
     alone = Session(bench)
     isolated = {p.name: Fidelity() for p in probes}
     accumulated = {p.name: Fidelity() for p in probes}
+    means: dict[str, OutputMoments] = {}
     size = batch_size(floats, samples)
 
     def run(batch: Batch) -> tuple[Batch, dict[str, Array], dict[str, Array], dict[str, Array]]:
@@ -80,13 +87,19 @@ def layer_errors(
     for batch, truth, mixed, single in in_order(run, batches(samples, floats.inputs, size)):
         for p in probes:
             wanted = batch.trim(truth[p.result])
-            accumulated[p.name].update(wanted, batch.trim(mixed[p.result]))
+            found = batch.trim(mixed[p.result])
+            accumulated[p.name].update(wanted, found)
+            ends = [np.moveaxis(x, p.axis, -1) for x in (wanted, found)]
+            means.setdefault(p.name, OutputMoments(ends[0].shape[-1])).update(*ends)
             isolated[p.name].update(wanted, batch.trim(single[p.result]))
         progress("comparing layers", batch.valid, samples.total)
     errors = [
-        LayerError(p.name, p.result, isolated[p.name].sqnr, accumulated[p.name].sqnr)
+        LayerError(
+            p.name, p.result, isolated[p.name].sqnr, accumulated[p.name].sqnr,
+            means[p.name].share, means[p.name].ratio,
+        )
         for p in probes
-    ]
+    ]  # fmt: skip
     return sorted(errors, key=lambda e: e.accumulated)
 
 
@@ -148,7 +161,8 @@ def _cut_out(quantized: Model, known: set[str]) -> tuple[Model, list[_Probe]]:
             continue
         feed = gs.Variable(bench.fresh(f"{node.name}_feed"), dtype=np.float32)
         node.inputs[side] = feed
-        probes.append(_Probe(node.name, source, feed.name, result.name, grid))
+        axis = 1 if node.op in ("Conv", "ConvTranspose") else side - 1
+        probes.append(_Probe(node.name, source, feed.name, result.name, grid, axis))
         feeds.append(feed)
         results.append(result)
     bench.graph.inputs, bench.graph.outputs = feeds, results

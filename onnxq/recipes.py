@@ -18,11 +18,13 @@ from pydantic import (
 
 import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
+from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
+from onnxq.passes.equalize import Equalize
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.insert_qdq import InsertQdq
@@ -32,7 +34,7 @@ from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
-from onnxq.pipeline import REGISTRY, Pass
+from onnxq.pipeline import REGISTRY, LayerPass, Pass
 from onnxq.preprocess import explain
 from onnxq.storage import OLDEST, OPSET, needed_opset
 
@@ -87,6 +89,8 @@ class Recipe(BaseModel):
         rounding, means = CompensateRounding.name, CorrectBias.name
         if rounding in names and means not in names[names.index(rounding) :]:
             raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
+        if AbsorbBias.name in [p.name for p in self.lossy[self.first_integer :]]:
+            raise ValueError(f"{AbsorbBias.name} has to stand before {QuantizeWeights.name}")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
         return self
@@ -100,6 +104,12 @@ class Recipe(BaseModel):
     def lossy(self) -> tuple[Pass, ...]:
         """The passes that quantize."""
         return tuple(p for p in self.passes if not p.exact)
+
+    @property
+    def first_integer(self) -> int:
+        """Where among the lossy passes quantization begins; those before leave a float model."""
+        kinds = [isinstance(p, QuantizeWeights) for p in self.lossy]
+        return kinds.index(True) if True in kinds else len(kinds)
 
     @property
     def _weights(self) -> QuantizeWeights | None:
@@ -191,8 +201,9 @@ def build(
     levels: str = "uniform",
     weight_range: str | None = None,
     act_range: str | None = None,
+    exact: tuple[Pass, ...] = (),
     before: tuple[Pass, ...] = (),
-    after: tuple[Pass, ...] = (),
+    after: tuple[LayerPass, ...] = (),
     per_channel: bool = True,
     group_size: int = 0,
     attention: bool = False,
@@ -200,7 +211,9 @@ def build(
     target_ort: str = OLDEST,
     keep_float: tuple[str, ...] = (),
 ) -> Recipe:
-    """The recipe that flags describe.
+    """The recipe that flags describe, with passes of its own between the usual ones.
+
+    ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes.
 
     Levels that are not uniform have 4 bits, if no other width is asked for or their only one, and
     a range of the least error (clusters that of the largest weight, ternary and binary weights an
@@ -221,9 +234,9 @@ def build(
             }
         )
         emission = InsertQdq.of({"target_ort": target_ort})
-        steps: tuple[Pass, ...] = (*PREPARATION, *before, weights)
+        expansion = () if act_bits == "float" else EXPANSION
+        steps: tuple[Pass, ...] = (*PREPARATION, *exact, *expansion, *before, weights)
         if act_bits != "float":
-            steps = (*PREPARATION, *EXPANSION, *before, weights)
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")
             options = {"bits": act_bits, "range": fitting, "first_last_bits": first_last_bits}
@@ -238,8 +251,9 @@ class Named(TypedDict, total=False):
 
     weight_range: str
     act_range: str
+    exact: tuple[Pass, ...]
     before: tuple[Pass, ...]
-    after: tuple[Pass, ...]
+    after: tuple[LayerPass, ...]
 
 
 # What they do, and what they change.
@@ -253,6 +267,10 @@ NAMED: dict[str, tuple[str, Named]] = {
         {"weight_range": "mse", "act_range": "mse"},
     ),
     "oaq": ("outlier-aware weight ranges with the tabulated sigma", {"weight_range": "oaq"}),
+    "dfq": (
+        "channels equalized across layers and high biases absorbed, then vanilla, means restored",
+        {"exact": (Equalize(),), "before": (AbsorbBias(),), "after": (CorrectBias(),)},
+    ),
     "ibc": ("vanilla, then the mean of every channel restored", {"after": (CorrectBias(),)}),
     "gptq": (
         "ranges with the least error, later weights make up for earlier ones, means restored",

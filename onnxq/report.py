@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,9 +14,11 @@ from onnxq.evaluate import Comparison, Rate
 from onnxq.inspect import Cost
 from onnxq.kernels import Kernels
 from onnxq.layerwise import LayerError
-from onnxq.pipeline import Outcome
+from onnxq.pipeline import Outcome, Skip
 
 WORST = 5
+# Reasons that are printed of one pass.
+MOST_REASONS = 8
 
 
 @dataclass
@@ -103,13 +105,10 @@ class Report:
             worst = self.layers[0]
             if worst.accumulated < 20:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"
-        left = Table.grid(padding=(0, 2))
-        for name, why in [*self.why_float.items(), *self._other_skips()]:
-            left.add_row("  " + name, why)
-        if left.row_count:
-            yield ""
-            yield "left float, and why"
-            yield left
+        yield from _reasons("left float, and why", self.why_float.items())
+        for name, outcome in self.outcomes.items():
+            skips = [skip for skip in outcome.skips if skip.where not in self.why_float]
+            yield from _reasons(f"left alone by {name}, and why", _alike(skips))
         for comparison, title in ((self.fidelity, "calibration"), (self.validation, "validation")):
             if comparison:
                 yield ""
@@ -151,17 +150,30 @@ class Report:
         texts = [*self.notes, *(f"{r.where}: {r.what}" for r in remarks)]
         return facts + [("note", text) for text in texts]
 
-    def _other_skips(self) -> list[tuple[str, str]]:
-        """Skips of all passes but those of weighted layers, equal reasons put together."""
-        where: dict[str, list[str]] = {}
-        for outcome in self.outcomes.values():
-            for skip in outcome.skips:
-                if skip.where not in self.why_float:
-                    where.setdefault(skip.why, []).append(skip.where)
-        return [
-            (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", why)
-            for why, names in where.items()
-        ]
+
+def _alike(skips: list[Skip]) -> list[tuple[str, str]]:
+    """Places and reasons, equal reasons put together, and of many only the first."""
+    where: dict[str, list[str]] = {}
+    for skip in skips:
+        where.setdefault(skip.why, []).append(skip.where)
+    found = [
+        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", why)
+        for why, names in where.items()
+    ]
+    if len(found) <= MOST_REASONS:
+        return found
+    return [*found[:MOST_REASONS], (f"{len(found) - MOST_REASONS} more", "--json has them all")]
+
+
+def _reasons(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[RenderableType]:
+    """A titled table of places and reasons; nothing without any."""
+    table = Table.grid(padding=(0, 2))
+    for name, why in rows:
+        table.add_row("  " + name, why)
+    if table.row_count:
+        yield ""
+        yield title
+        yield table
 
 
 def gate_text(max_drop: float | None, missed: float) -> str:
@@ -219,13 +231,15 @@ def comparison_table(c: Comparison, title: str) -> Table:
 
 
 def layer_table(errors: list[LayerError], title: str) -> Table:
-    """Errors of layers, isolated and accumulated."""
+    """Errors of layers, isolated and accumulated, and what part of the latter is mean shift."""
     table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
     table.add_column("layer")
     table.add_column("SQNR alone", justify="right")
     table.add_column("SQNR in the model", justify="right")
+    table.add_column("mean shift", justify="right")
     for e in errors:
-        table.add_row(e.name, f"{e.isolated:.1f} dB", f"{e.accumulated:.1f} dB")
+        noise = (f"{e.isolated:.1f} dB", f"{e.accumulated:.1f} dB")
+        table.add_row(e.name, *noise, f"{e.shift_share:.0%} of the error")
     return table
 
 

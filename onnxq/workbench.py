@@ -192,7 +192,7 @@ class Workbench:
         calibration = SharedCalibration(
             self._calib, self._preprocess, self._progress, memo=self._memo
         )
-        model, _ = quantize(prepared, recipe, calibration, self._preprocess, self._origin)
+        _, model, _ = quantize(prepared, recipe, calibration, self._preprocess, self._origin)
         model.save(file)
         return self._memo.seconds() - start, doubts(calibration, self._origin)
 

@@ -217,6 +217,7 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         (("normalize", "normalize"), "only once"),
         (("quantize-weights",), "ends with insert-qdq"),
         (("insert-qdq", "quantize-weights"), "ends with insert-qdq"),
+        (("quantize-weights", "absorb-bias", "insert-qdq"), "has to stand before quantize-weights"),
     ],
 )
 def test_a_recipe_that_would_write_something_else_is_refused(

@@ -60,7 +60,7 @@ class InputMoments:
 
 
 class OutputMoments:
-    """Means, variances and the error of what a layer returns, for each output channel.
+    """Means, variances and the error of what a layer returns, for each output channel; 0 of nothing.
 
     Args:
         channels: Output channels.
@@ -105,12 +105,12 @@ class OutputMoments:
     @property
     def var(self) -> Array:
         """Var[y], float64 (channels,)."""
-        return self._yy / self.count
+        return self._yy / max(self.count, 1)
 
     @property
     def var_q(self) -> Array:
         """Var[y_q]."""
-        return self._qq / self.count
+        return self._qq / max(self.count, 1)
 
     @property
     def shift(self) -> Array:
@@ -120,7 +120,7 @@ class OutputMoments:
     @property
     def share(self) -> float:
         """What part of the squared error, over all channels, is the shift: 0 to 1."""
-        spread = (self._yy - 2 * self._yq + self._qq) / self.count
+        spread = (self._yy - 2 * self._yq + self._qq) / max(self.count, 1)
         total = float(np.sum(self.shift**2 + spread))
         return float(np.sum(self.shift**2)) / total if total > 0 else 0.0
 
