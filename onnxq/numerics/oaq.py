@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxq.numerics.affine import broadcast, reduce_axes
 from onnxq.numerics.levels import nearest
-from onnxq.numerics.metrics import histogram_ssim
+from onnxq.numerics.metrics import NORM, histogram_ssim
 from onnxq.spec import Floats, QuantSpec
 
 # Best common sigma by mean weight SQNR over the layers of a trained ResNet-20, evenly spaced
@@ -60,7 +60,7 @@ def scaled_range(w: Floats, factor: float | Floats, axis: int | None) -> tuple[F
 
 
 def sigma_mse(w: Floats, levels: Floats, axis: int | None) -> Floats:
-    """Of SIGMAS the one with the least sum of (W - W_q)^2, the least of equals.
+    """Of SIGMAS the one with the least sum of |W - W_q|^2.4, the least of equals.
 
     Args:
         w: Weight of any shape.
@@ -76,7 +76,7 @@ def sigma_mse(w: Floats, levels: Floats, axis: int | None) -> Floats:
     def error(factor: float) -> Floats:
         # (5) in units of M; levels end at 1, so that they saturate as (4) does.
         rounded = levels[nearest(factor * normalized, levels)] / factor
-        return np.asarray(((normalized - rounded) ** 2).sum(axis=axes))
+        return np.asarray((np.abs(normalized - rounded) ** NORM).sum(axis=axes))
 
     return np.asarray(SIGMAS[np.argmin([error(factor) for factor in SIGMAS], axis=0)])
 

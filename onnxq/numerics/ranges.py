@@ -10,14 +10,14 @@ import numpy as np
 from onnxq.numerics import aciq, oaq
 from onnxq.numerics.affine import fake_quantize, qparams, reduce_axes, rows
 from onnxq.numerics.levels import uniform
+from onnxq.numerics.metrics import NORM
 from onnxq.numerics.observe import BINS, Histogram, MinMax
 from onnxq.spec import Floats, QuantSpec
 
 Range = tuple[Floats, Floats]
 
-# Shrink factors 1, 0.99, ..., 0.21 and the error norm of BRECQ, QDrop and OBC (their code).
+# Shrink factors 1, 0.99, ..., 0.21 of BRECQ, QDrop and OBC (their code).
 SHRINK = 1.0 - 0.01 * np.arange(80)
-NORM = 2.4
 # Least probability of a bin in a KL divergence.
 SMOOTHING = 1e-7
 
@@ -85,7 +85,7 @@ def weight_oaq(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
 
 
 def weight_oaq_mse(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
-    """Outlier-aware range with the sigma of the least squared error, for evenly spaced levels."""
+    """Outlier-aware range with the sigma of the least error, for evenly spaced levels."""
     return oaq.scaled_range(w, oaq.sigma_mse(w, uniform(spec.bits), axis), axis)
 
 

@@ -106,7 +106,7 @@ def test_the_searched_sigma_is_the_best_of_the_grid(bits: int, axis: int | None)
 
     def error(sigma: float) -> np.ndarray:
         rounded = fake_quantize(w, qparams(*oaq.scaled_range(w, sigma, axis), spec, axis))
-        return ((w - rounded).astype(np.float64) ** 2).sum(axis=others)
+        return (np.abs(w - rounded).astype(np.float64) ** 2.4).sum(axis=others)
 
     errors = np.array([error(sigma) for sigma in GRID])
     found = oaq.sigma_mse(w, levels.uniform(bits), axis)
@@ -124,7 +124,7 @@ def test_the_searched_sigma_is_that_of_the_levels(name: str) -> None:
         normalized = np.clip(sigma * w / m, -1, 1)  # (4)
         distance = np.abs(normalized.ravel()[:, None] - points)
         rounded = points[distance.argmin(axis=1)].reshape(w.shape)
-        return float(((w - m / sigma * rounded) ** 2).sum())  # (5)
+        return float((np.abs(w - m / sigma * rounded) ** 2.4).sum())  # (5)
 
     assert oaq.sigma_mse(w, points, None) == min(GRID, key=error)
 
