@@ -334,7 +334,10 @@ def demo(output: Path | None, json_file: Path | None) -> int:
 
 def _layer_list(layers: list[LayerInfo]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("layer", "op", "weight", "bits", "data", "scales", "range", "kernel"):
+    columns = ["layer", "op", "weight", "bits", "data", "scales", "range", "kernel"]
+    if any(layer.oaq_ssim is not None for layer in layers):
+        columns.append("OAQ SSIM")
+    for column in columns:
         table.add_column(column)
     for layer in layers:
         table.add_row(
@@ -346,6 +349,7 @@ def _layer_list(layers: list[LayerInfo]) -> Table:
             str(layer.scales or ""),
             f"[{layer.lo:.3g}, {layer.hi:.3g}]",
             layer.kernel,
+            *([] if layer.oaq_ssim is None else [f"{100 * layer.oaq_ssim:.1f} %"]),
         )
     return table
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import InputError
@@ -12,8 +13,13 @@ from onnxq.kernels import Kernels, census
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import grid_of
 from onnxq.model import Model
+from onnxq.numerics import oaq
 from onnxq.runtime import Feeds, Session, evaluate, random_feeds
+from onnxq.spec import Floats, weight_spec
 from onnxq.storage import stored, stored_names
+
+# Where outlier-aware quantization matters most: few bits, one scale for a layer.
+OAQ_SPEC = weight_spec(4, per_channel=False)
 
 
 @dataclass
@@ -33,6 +39,8 @@ class LayerInfo:
         overhead: Bits of its scales and its codebook.
         macs: Multiply-accumulates of one run, at batch 1 where it is open; None if sizes are open
             or the model does not run on random inputs.
+        oaq_ssim: Similarity of the histograms of its weights before and after outlier-aware
+            quantization at 4 bits, one scale and the tabulated sigma; None if it is not float.
     """
 
     name: str
@@ -46,6 +54,7 @@ class LayerInfo:
     kernel: str
     overhead: int
     macs: int | None
+    oaq_ssim: float | None
 
 
 @dataclass
@@ -118,9 +127,14 @@ def inspect(
                 kernels.integer.get(node.name, "float"),
                 32 * how.scales + how.book,
                 _macs(node, side, w.shape, shapes.get(place.name)),
+                _oaq_ssim(w) if how.bits >= 16 else None,
             )
         )
     return found, kernels
+
+
+def _oaq_ssim(w: Floats) -> float | None:
+    return oaq.similarity(w, oaq.sigma(OAQ_SPEC), None) if np.isfinite(w).all() else None
 
 
 def _place(node: gs.Node, side: int) -> gs.Tensor:

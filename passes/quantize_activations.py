@@ -36,7 +36,7 @@ class QuantizeActivations(Pass):
 
     bits: int = Field(8, ge=2, le=8)
     first_last_bits: int = Field(8, ge=2, le=8)
-    range: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
+    range: Literal["minmax", "percentile", "mse", "aciq", "entropy"] = "minmax"
     attention: bool = False
 
     def observe(self, model: Model) -> dict[str, Observer]:

@@ -8,11 +8,14 @@ from pydantic import Field, ValidationInfo, field_validator
 from onnxq.errors import UnsupportedModel
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
-from onnxq.numerics import affine, levels, ranges
+from onnxq.numerics import affine, levels, oaq, ranges
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Floats, QParams, QTensor, QuantSpec, weight_spec
 
 Levels = Literal["uniform", "pot", "ipot", "apot", "post", "kmeans", "ternary", "binary"]
+Range = Literal["max", "percentile", "mse", "aciq", "entropy", "oaq", "oaq-mse", "oaq-ssim"]
+# Levels with an optimum of their own, for which no range is chosen.
+OPTIMAL = ("ternary", "binary")
 
 
 class QuantizeWeights(Pass):
@@ -24,9 +27,12 @@ class QuantizeWeights(Pass):
         per_channel: One scale for each output channel rather than one for the layer.
         group_size: One scale for so many input channels of each output channel; float layers alone
             can have that, since an integer kernel sums over all of them. 0 for no groups.
-        range: How the range is chosen; ``oaq`` is the outlier-aware one, ``mse`` is tuned for the
-            levels. Ternary and binary weights have an optimum of their own, and with ``mse``
-            clusters span all weights.
+        range: How the range is chosen. ``oaq`` is the outlier-aware one with a tabulated sigma, and
+            ``oaq-mse`` and ``oaq-ssim`` search for it, by least error or by similarity of
+            histograms. ``mse`` and ``oaq-mse`` are tuned for the levels; clusters then span all
+            weights. Ternary and binary weights have an optimum of their own.
+        outliers: Weights beyond three standard deviations are kept, or ``compress`` and ``scale``
+            draw them in by half, for good, before the range is chosen (numerics/oaq.py).
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
             ``float``.
     """
@@ -38,7 +44,8 @@ class QuantizeWeights(Pass):
     bits: int = Field(8, validate_default=True)
     per_channel: bool = True
     group_size: int = Field(0, ge=0)
-    range: Literal["max", "percentile", "mse", "oaq"] = "max"
+    range: Range = "max"
+    outliers: Literal["keep", "compress", "scale"] = "keep"
     book: Literal["int8", "float"] = "int8"
 
     @field_validator("bits")
@@ -106,14 +113,27 @@ class QuantizeWeights(Pass):
         return QTensor(codes, params, found.book)
 
     def _quantized(self, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
+        if self.outliers != "keep":
+            w = oaq.OUTLIERS[self.outliers](w, axis)
         if self.levels == "uniform":
             params = affine.qparams(*ranges.WEIGHT[self.range](w, spec, axis), spec, axis)
             return QTensor(affine.quantize(w, params), params)
-        alpha = None
-        if self.range != "mse" and self.levels not in ("ternary", "binary"):
+        clip = self._clip(w, spec, axis)
+        return levels.quantize(w, self.levels, spec, axis, clip, self.book == "int8")
+
+    def _clip(self, w: Floats, spec: QuantSpec, axis: int | None) -> Floats | None:
+        """Where levels that are not uniform end; None for where they have the least error."""
+        if self.levels in OPTIMAL or self.range == "mse":
+            return None
+        if self.range == "oaq-mse":
+            # Clusters go where the weights are: the least error leaves none outside.
+            if self.levels == "kmeans":
+                return None
+            factor = oaq.sigma_mse(w, levels.SETS[self.levels](self.bits), axis)
+            lo, hi = oaq.scaled_range(w, factor, axis)
+        else:
             lo, hi = ranges.WEIGHT[self.range](w, spec, axis)
-            alpha = np.maximum(-lo, hi).astype(np.float64)
-        return levels.quantize(w, self.levels, spec, axis, alpha, self.book == "int8")
+        return np.maximum(-lo, hi).astype(np.float64)
 
 
 def _require_finite(layer: Layer) -> None:

@@ -8,6 +8,7 @@ import zoo
 
 from onnxq.inspect import cost, inspect
 from onnxq.model import from_proto, load
+from onnxq.numerics.metrics import histogram_ssim
 from tests.graphs import build, quantize
 
 # The nodes, the weight, and the multiply-accumulates, written out.
@@ -51,6 +52,24 @@ def test_bits_scales_and_codebooks_add_up(tmp_path, levels):
     # Both layers are first or last, and read 8 bits.
     assert (total.macs, total.bops) == (sum(macs), sum(macs) * 3 * 8)
     assert report.cost == total
+
+
+def test_float_weights_show_what_outlier_aware_quantization_does_to_their_histogram(tmp_path):
+    w = np.random.default_rng(0).standard_normal((16, 4, 3, 3)).astype(np.float32)
+    proto = build("(float[1,4,8,8] x) => (float[] y) { y = Conv(x, w) }", w=w)
+    (layer,), _ = inspect(from_proto(proto))
+    m = np.abs(w).max()
+    assert layer.oaq_ssim == histogram_ssim(w / m, np.clip(1.85 * w / m, -1, 1)) < 1
+    _, file = quantize(proto, tmp_path)
+    (layer,), _ = inspect(load(file), file)
+    assert layer.oaq_ssim is None
+
+
+def test_a_damaged_weight_has_no_histogram():
+    w = np.full((16, 4, 3, 3), np.nan, np.float32)
+    proto = build("(float[1,4,8,8] x) => (float[] y) { y = Conv(x, w) }", w=w)
+    (layer,), _ = inspect(from_proto(proto))
+    assert layer.oaq_ssim is None
 
 
 def test_open_sizes_are_counted_with_a_sample_only(tmp_path):

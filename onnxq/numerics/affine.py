@@ -27,6 +27,12 @@ def reduce_axes(ndim: int, axis: int | None) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if axis is None or i != axis % ndim)
 
 
+def rows(x: Floats, axis: int | None) -> Floats:
+    """``x`` as a matrix, float64 (channels, n): a row for each channel, or (1, n) without axis."""
+    x = x.astype(np.float64)
+    return x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+
+
 def qparams(lo: Floats, hi: Floats, spec: QuantSpec, axis: int | None = None) -> QParams:
     """Choose scale and zero point for the range [lo, hi], widened to hold zero exactly.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxq.numerics.affine import TINY, broadcast, reduce_axes
+from onnxq.numerics.affine import TINY, broadcast, reduce_axes, rows
 from onnxq.spec import Array, Floats, Ints, QParams, QTensor, QuantSpec
 
 # Clips tried, relative to the largest weight. Sets with few large levels pay to end beyond it.
@@ -35,6 +35,12 @@ BINS = 256
 def _mirrored(magnitudes: list[float]) -> Floats:
     positive = np.unique(magnitudes) / max(magnitudes)
     return np.unique(np.concatenate([-positive, [0.0], positive]))
+
+
+def uniform(bits: int) -> Floats:
+    """Evenly spaced levels, (2^bits - 1,)."""
+    largest = 2 ** (bits - 1) - 1
+    return np.linspace(-1.0, 1.0, 2 * largest + 1)
 
 
 def pot(bits: int) -> Floats:
@@ -143,9 +149,9 @@ def ternary_scale(w: Floats, axis: int | None) -> Floats:
     (sum of them)^2 / k, which is maximised over k: the exact optimum of what TWN (Li & Liu 2016)
     approximates by a threshold of 0.7 mean |w|.
     """
-    rows = _rows(w, axis)
-    sums = np.cumsum(-np.sort(-np.abs(rows), axis=1), axis=1)
-    counts = np.arange(1, rows.shape[1] + 1)
+    magnitudes = -np.sort(-np.abs(rows(w, axis)), axis=1)
+    sums = np.cumsum(magnitudes, axis=1)
+    counts = np.arange(1, sums.shape[1] + 1)
     k = np.argmax(sums**2 / counts, axis=1)[:, None]
     alpha = np.take_along_axis(sums, k, axis=1) / (k + 1)
     return np.asarray(alpha.reshape(() if axis is None else -1))
@@ -244,9 +250,3 @@ def quantize(
     u = w.astype(np.float64) / broadcast(scale, w.ndim, axis)
     params = QParams(scale, np.zeros(scale.shape, np.int8), axis, spec)
     return QTensor(nearest(u, book.astype(np.float64)), params, book)
-
-
-def _rows(w: Floats, axis: int | None) -> Array:
-    """float64 (channels, n)."""
-    w = w.astype(np.float64)
-    return w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)

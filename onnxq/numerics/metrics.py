@@ -1,10 +1,16 @@
-"""How close two results are: SQNR, cosine, KL, agreement, and how sure a rate is."""
+"""How close two results are: SQNR, cosine, KL, SSIM, and how sure a rate is."""
 
 import math
 
 import numpy as np
 
 from onnxq.spec import Floats
+
+# Exponent of the errors of weights in BRECQ, QDrop and OBC (their code): a clipped weight is far
+# off and always to the same side, which a square holds too cheap.
+NORM = 2.4
+# Bins of the histograms that are compared as if they were images.
+SSIM_BINS = 256
 
 
 class Fidelity:
@@ -75,6 +81,33 @@ def kl_divergence(reference: Floats, scores: Floats) -> Floats:
     """KL(reference || scores) in nats for each row of (n, classes)."""
     p, q = log_probabilities(reference), log_probabilities(scores)
     return np.asarray((np.exp(p) * (p - q)).sum(axis=-1))
+
+
+def ssim(a: Floats, b: Floats) -> float:
+    """Structural similarity of two signals of one length, in one window (Wang et al. 2004, eq. 13).
+
+    SSIM = (2 m_a m_b + C1) (2 c_ab + C2) / ((m_a^2 + m_b^2 + C1) (v_a + v_b + C2)) with
+    C1 = (0.01 R)^2, C2 = (0.03 R)^2 and R the range of both signals together. 1 if they are equal.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    reach = float(max(a.max(), b.max()) - min(a.min(), b.min()))
+    if reach == 0.0:
+        return 1.0
+    c1, c2 = (0.01 * reach) ** 2, (0.03 * reach) ** 2
+    covariance = np.mean((a - a.mean()) * (b - b.mean()))
+    means = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
+    return float(means * (2 * covariance + c2) / (a.var() + b.var() + c2))
+
+
+def histogram_ssim(reference: Floats, x: Floats) -> float:
+    """SSIM of the histograms of two arrays, over [-max |reference|, max |reference|]; at most 1.
+
+    Yoo & Ban (Sensors 2025, 25(9) 2918) compare weights before and after a transform so. They
+    give neither bins nor windows: 256 bins in one window come within a point of their figures.
+    """
+    largest = float(np.abs(reference).max(initial=0.0)) or 1.0
+    edges = np.linspace(-largest, largest, SSIM_BINS + 1)
+    return ssim(*(np.histogram(values, edges)[0] for values in (reference, x)))
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxq.numerics import oaq
-from onnxq.numerics.affine import fake_quantize, qparams, reduce_axes
+from onnxq.numerics import aciq, oaq
+from onnxq.numerics.affine import fake_quantize, qparams, reduce_axes, rows
+from onnxq.numerics.levels import uniform
+from onnxq.numerics.metrics import NORM
 from onnxq.numerics.observe import BINS, Histogram, MinMax
 from onnxq.spec import Floats, QuantSpec
 
 Range = tuple[Floats, Floats]
 
-# Shrink factors 1, 0.99, ..., 0.21 and the error norm of BRECQ, QDrop and OBC (their code).
+# Shrink factors 1, 0.99, ..., 0.21 of BRECQ, QDrop and OBC (their code).
 SHRINK = 1.0 - 0.01 * np.arange(80)
-NORM = 2.4
 # Least probability of a bin in a KL divergence.
 SMOOTHING = 1e-7
 
@@ -50,9 +51,47 @@ def weight_mse(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
     return lo * shrink, hi * shrink
 
 
+def weight_aciq(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Symmetric range of the least error that a Laplace or a normal density expects (ACIQ).
+
+    The density has its center at zero, as the grid has.
+    """
+    axes, w = reduce_axes(w.ndim, axis), w.astype(np.float64)
+    if w.size == 0:
+        return weight_max(w, spec, axis)
+    mean, std = np.abs(w).mean(axis=axes), np.sqrt((w**2).mean(axis=axes))
+    end = np.minimum(aciq.clip(mean, std, spec.bits, exact=True), np.abs(w).max(axis=axes))
+    return -end, end
+
+
+def weight_entropy(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Range of the least divergence, as ``activation_entropy`` finds it, of each channel.
+
+    The histogram of few weights is one of single values, which a grid that clips nothing describes
+    without loss: there it is the range of ``max``. The divergence is meant for whole tensors.
+    """
+    ends = []
+    for row in rows(w, axis):
+        seen = Histogram()
+        seen.update(row.astype(np.float32))
+        ends.append(activation_entropy(seen, spec))
+    lo, hi = np.array(ends).reshape(-1, 2).T
+    return (lo[0], hi[0]) if axis is None else (lo, hi)
+
+
 def weight_oaq(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
     """Outlier-aware range with the tabulated sigma (see numerics/oaq.py)."""
     return oaq.scaled_range(w, oaq.sigma(spec), axis)
+
+
+def weight_oaq_mse(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Outlier-aware range with the sigma of the least error, for evenly spaced levels."""
+    return oaq.scaled_range(w, oaq.sigma_mse(w, uniform(spec.bits), axis), axis)
+
+
+def weight_oaq_ssim(w: Floats, spec: QuantSpec, axis: int | None) -> Range:
+    """Outlier-aware range with the largest sigma that keeps the histogram similar; any bits."""
+    return oaq.scaled_range(w, oaq.sigma_ssim(w, axis), axis)
 
 
 def activation_minmax(seen: MinMax, spec: QuantSpec) -> Range:
@@ -87,6 +126,26 @@ def activation_mse(seen: Histogram, spec: QuantSpec) -> Range:
         lo = min((seen.lo * f for f in SHRINK), key=lambda end: error(end, hi))
         hi = min((seen.hi * f for f in SHRINK), key=lambda end: error(lo, end))
     return np.asarray(lo), np.asarray(hi)
+
+
+def activation_aciq(seen: Histogram, spec: QuantSpec) -> Range:
+    """Range of the least error that a Laplace or a normal density expects (ACIQ).
+
+    One side of zero: half a density, its scale that of the values above zero. Zeros are exact, and
+    a Relu makes as many of them as it likes. Both sides: the density's center is the mean.
+    """
+    x, counts = _occupied(seen)
+    one_sided = seen.lo >= 0
+    if one_sided:
+        x, counts = (side[x >= 2 * seen.radius / BINS] for side in (x, counts))
+    if counts.sum() == 0:
+        return np.asarray(seen.lo), np.asarray(seen.hi)
+    center = 0.0 if one_sided else np.average(x, weights=counts)
+    mean = np.average(np.abs(x - center), weights=counts)
+    std = np.sqrt(np.average((x - center) ** 2, weights=counts))
+    reach = aciq.clip(mean, std, spec.bits + one_sided, exact=one_sided)
+    lo, hi = np.maximum(center - reach, seen.lo), np.minimum(center + reach, seen.hi)
+    return lo, hi
 
 
 def activation_entropy(seen: Histogram, spec: QuantSpec) -> Range:
@@ -134,12 +193,17 @@ WEIGHT: dict[str, Callable[[Floats, QuantSpec, int | None], Range]] = {
     "max": weight_max,
     "percentile": weight_percentile,
     "mse": weight_mse,
+    "aciq": weight_aciq,
+    "entropy": weight_entropy,
     "oaq": weight_oaq,
+    "oaq-mse": weight_oaq_mse,
+    "oaq-ssim": weight_oaq_ssim,
 }
 
 ACTIVATION: dict[str, Callable[[Histogram, QuantSpec], Range]] = {
     "minmax": activation_minmax,
     "percentile": activation_percentile,
     "mse": activation_mse,
+    "aciq": activation_aciq,
     "entropy": activation_entropy,
 }

@@ -339,6 +339,8 @@ def test_inspect_lists_the_layers(quantized, onnxq, file, bits):
         assert layer["name"] in result.stdout
         assert layer["bits"] == bits
         assert layer["lo"] < 0 < layer["hi"]
+        assert (layer["oaq_ssim"] is None) == (bits < 32)
+    assert ("OAQ SSIM" in result.stdout) == (bits == 32)
 
 
 def test_inspect_against_a_quantized_file_shows_the_error_of_each_layer(quantized, onnxq):

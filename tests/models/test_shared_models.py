@@ -10,6 +10,7 @@ import onnxq
 from onnxq.data import open_samples
 from onnxq.evaluate import compare
 from onnxq.preprocess import read
+from onnxq.recipes import build
 from onnxq.runtime import Session
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -66,6 +67,25 @@ def test_resnet20_at_4_bits_gains_from_outlier_aware_ranges_per_tensor(tmp_path:
     assert drops[True] is not None
     assert drops[False] is not None
     assert drops[True] < drops[False] - 3.0
+
+
+@pytest.mark.slow
+def test_resnet20_with_a_searched_sigma_wins_back_half_of_what_4_bits_lose(tmp_path: Path) -> None:
+    drops = {}
+    for method in ("max", "oaq-mse"):
+        report = onnxq.convert(
+            RESNET,
+            tmp_path / f"{method}.onnx",
+            recipe=build(bits=4, weight_range=method, per_channel=False),
+            calib=CALIB,
+            calib_size=512,
+            validate=VAL,
+        )
+        assert report.validation is not None
+        assert report.validation.drop is not None
+        drops[method] = report.validation.drop
+    assert drops["max"] > 8.0
+    assert drops["oaq-mse"] < drops["max"] / 2
 
 
 def test_resnet20_at_4_bits_per_channel_fits_in_a_fifth(tmp_path: Path) -> None:

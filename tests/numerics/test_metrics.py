@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.numerics.metrics import Fidelity, kl_divergence, log_probabilities, wilson_interval
+from onnxq.numerics.metrics import (
+    Fidelity,
+    histogram_ssim,
+    kl_divergence,
+    log_probabilities,
+    ssim,
+    wilson_interval,
+)
 
 
 def fidelity(*pairs: tuple[np.ndarray, np.ndarray]) -> Fidelity:
@@ -89,6 +96,49 @@ def test_kl_divergence_survives_certainty() -> None:
     assert np.isfinite(kl_divergence(sure, sure[::-1])).all()
     huge = np.array([[1e4, -1e4]], np.float32)
     np.testing.assert_allclose(kl_divergence(huge, huge), 0)
+
+
+signals = hnp.arrays(np.int64, 16, elements=st.integers(0, 1000))
+
+
+@given(signals)
+def test_a_signal_is_wholly_similar_to_itself(a: np.ndarray) -> None:
+    assert ssim(a, a) == pytest.approx(1, rel=1e-12)
+
+
+@given(signals, signals)
+def test_ssim_is_its_formula_symmetric_and_at_most_one(a: np.ndarray, b: np.ndarray) -> None:
+    n, reach = len(a), max(*a, *b) - min(*a, *b)
+    assert ssim(a, b) == ssim(b, a) <= 1 + 1e-12
+    if reach:
+        m_a, m_b = sum(a) / n, sum(b) / n
+        v_a, v_b = sum((x - m_a) ** 2 for x in a) / n, sum((x - m_b) ** 2 for x in b) / n
+        c_ab = sum((x - m_a) * (y - m_b) for x, y in zip(a, b, strict=True)) / n
+        c_1, c_2 = (reach / 100) ** 2, (3 * reach / 100) ** 2
+        expected = (2 * m_a * m_b + c_1) / (m_a**2 + m_b**2 + c_1)
+        expected *= (2 * c_ab + c_2) / (v_a + v_b + c_2)
+        assert ssim(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_signals_that_run_against_each_other_are_dissimilar() -> None:
+    ramp = np.arange(100.0)
+    assert ssim(ramp, ramp[::-1]) < -0.9
+    assert ssim(ramp, 2 * ramp) < 0.9
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 2.0**-100])
+def test_histograms_of_weights_are_compared_over_the_range_of_the_reference(scale: float) -> None:
+    w = scale * np.random.default_rng(0).laplace(size=(64, 64))
+    assert histogram_ssim(w, w) == histogram_ssim(w, w[::-1]) == 1
+    edges = np.abs(w).max() * np.arange(-128, 129) / 128
+    counts = [np.histogram(x, edges)[0] for x in (w, w / 2)]
+    assert histogram_ssim(w, w / 2) == ssim(*counts) < 0.9
+    # What leaves the range leaves the histogram.
+    assert histogram_ssim(w, 3 * w) < histogram_ssim(w, 1.1 * w) < 1
+
+
+def test_weights_that_are_all_zero_are_similar() -> None:
+    assert histogram_ssim(np.zeros(5), np.zeros(5)) == 1
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,82 @@ def test_weight_mse_reaches_the_best_sqnr_of_a_uniform_grid(
     assert fidelity.sqnr == pytest.approx(decibels, abs=tolerance)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_weight_aciq_of_a_source_it_assumes_is_the_best_clip(source: str, bits: int) -> None:
+    w = SOURCES[source].astype(np.float32)
+    spec = weight_spec(bits, per_channel=False)
+    lo, hi = ranges.weight_aciq(w, spec, None)
+    assert lo == -hi
+    best = min(squared_error(w, -a, a, spec) for a in np.arange(0.5, 9, 0.05))
+    assert squared_error(w, float(lo), float(hi), spec) <= best * 1.001
+
+
+def test_weight_aciq_takes_each_channel_for_itself() -> None:
+    w = np.stack(list(SOURCES.values())).astype(np.float32)
+    _, both = ranges.weight_aciq(w, weight_spec(4), 0)
+    for row, end in zip(w, both, strict=True):
+        assert end == ranges.weight_aciq(row, weight_spec(4), None)[1]
+    # The best clips of a normal source in standard deviations, and of a Laplace one in mean |x|.
+    np.testing.assert_allclose(both, [2.474, 4.820], rtol=2e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weight_aciq_never_ends_beyond_the_weights(bits: int) -> None:
+    w = np.array([[1, -1, 1, -1], [0.5, 0.1, 0.2, -0.1]], np.float32)
+    _, hi = ranges.weight_aciq(w, weight_spec(bits), 0)
+    assert (hi <= [1, 0.5]).all()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_weight_entropy_is_the_least_divergence_of_the_shrunken_ranges(bits: int) -> None:
+    """Against loops over the bins of a histogram."""
+    w = np.random.default_rng(5).laplace(size=4000).astype(np.float32)
+    histogram, spec = seen(w), weight_spec(bits, per_channel=False)
+    counts = {
+        float(np.float32(min(max(x, histogram.lo), histogram.hi))): int(n)
+        for x, n in zip(histogram.centers, histogram.counts, strict=True)
+        if n
+    }
+    width = 2 * histogram.radius / BINS
+    counts = {x: 0 if 0 <= x < width else n for x, n in counts.items()}
+    qmax = 2 ** (bits - 1) - 1
+
+    def loss(factor: float) -> float:
+        end = factor * float(np.abs(w).max())
+        scale = np.float32(end / qmax)
+        kept = [x for x in counts if -qmax * scale <= x <= qmax * scale]
+        p = {x: float(counts[x]) for x in kept}
+        p[kept[0]] += sum(n for x, n in counts.items() if x < kept[0])
+        p[kept[-1]] += sum(n for x, n in counts.items() if x > kept[-1])
+        levels: dict[int, list[float]] = {}
+        for x in kept:
+            levels.setdefault(round(float(np.float32(x) / scale)), []).append(x)
+        q = {
+            x: sum(counts[y] for y in group) / len(group)
+            for group in levels.values()
+            for x in group
+        }
+        sum_p, sum_q = sum(p.values()), sum(q.values())
+        return sum(
+            p[x] / sum_p * np.log(p[x] / sum_p / max(q[x] / sum_q, ranges.SMOOTHING))
+            for x in kept
+            if p[x]
+        )
+
+    factor = min(SHRINK, key=loss)
+    lo, hi = ranges.weight_entropy(w, spec, None)
+    np.testing.assert_allclose([lo, hi], [factor * w.min(), factor * w.max()], rtol=1e-6)
+    assert factor < 1
+
+
+def test_weight_entropy_takes_each_channel_for_itself() -> None:
+    w = np.random.default_rng(5).laplace(size=(3, 4000)).astype(np.float32)
+    ends = np.stack(ranges.weight_entropy(w, weight_spec(4), 0), axis=1)
+    for row, end in zip(w, ends, strict=True):
+        np.testing.assert_array_equal(end, ranges.weight_entropy(row, weight_spec(4), None))
+
+
 # -- activations ----------------------------------------------------------------------------------
 
 
@@ -151,6 +227,32 @@ def test_activation_mse_with_two_tails_is_near_the_best_pair_of_ends(bits: int, 
     ends = ((x.min() * f, x.max() * g) for f in SHRINK[::3] for g in SHRINK[::3])
     best = min(squared_error(x, *pair, spec) for pair in ends)
     assert squared_error(x, lo, hi, spec) <= best * 1.01
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("zeros", [0, 200_000])
+def test_activation_aciq_behind_a_relu_is_the_best_clip(source: str, bits: int, zeros: int) -> None:
+    x = np.append(np.maximum(SOURCES[source], 0), np.zeros(zeros)).astype(np.float32)
+    spec = activation_spec(bits)
+    lo, hi = ranges.activation_aciq(seen(x), spec)
+    assert lo == 0
+    best = min(squared_error(x, 0, a, spec) for a in np.arange(0.5, 12, 0.1))
+    assert squared_error(x, 0, float(hi), spec) <= best * 1.01
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_activation_aciq_of_two_tails_is_the_authors_clip_about_the_mean(source: str) -> None:
+    x = 3 * SOURCES[source] + 1
+    clip = {"Gauss": 2.559, "Laplace": 5.029}[source]
+    ends = ranges.activation_aciq(seen(x), activation_spec(4))
+    np.testing.assert_allclose(ends, [1 - 3 * clip, 1 + 3 * clip], rtol=2e-3)
+
+
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-10, 10, width=32)), st.integers(2, 8))
+def test_activation_aciq_stays_within_the_stream(x: np.ndarray, bits: int) -> None:
+    lo, hi = ranges.activation_aciq(seen(x), activation_spec(bits))
+    assert min(x.min(), 0) <= lo <= hi <= x.max()
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

@@ -1,0 +1,96 @@
+"""Ranges, levels and the treatment of outliers go together in every combination."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from onnxq.model import from_proto
+from onnxq.numerics import affine, levels, oaq, ranges
+from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_weights import OPTIMAL, QuantizeWeights
+from onnxq.pipeline import run
+from onnxq.spec import QTensor
+from tests.graphs import build
+
+W = np.random.default_rng(3).standard_t(4, (6, 8, 3, 3)).astype(np.float32)
+NET = "(float[1,8,6,6] x) => (float[] y) { y = Conv(x, w) }"
+
+
+def quantized(**options: object) -> QTensor:
+    model = from_proto(build(NET, w=W))
+    run(model, (QuantizeWeights(**options),), None)
+    (weight,) = model.weights.values()
+    return weight
+
+
+def error(weight: QTensor) -> float:
+    return float((np.abs(affine.values(weight) - W).astype(np.float64) ** 2.4).sum())
+
+
+def choices(kind: type, option: str) -> tuple[str, ...]:
+    return get_args(kind.model_fields[option].annotation)
+
+
+def test_the_options_are_what_there_is() -> None:
+    assert choices(QuantizeWeights, "range") == tuple(ranges.WEIGHT)
+    assert choices(QuantizeActivations, "range") == tuple(ranges.ACTIVATION)
+    assert choices(QuantizeWeights, "outliers") == ("keep", *oaq.OUTLIERS)
+    assert choices(QuantizeWeights, "levels") == tuple(levels.WIDTHS)
+    assert set(OPTIMAL) < set(levels.SETS)
+
+
+@pytest.mark.parametrize("method", ranges.WEIGHT)
+@pytest.mark.parametrize("name", levels.WIDTHS)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_every_range_goes_with_all_levels(method: str, name: str, per_channel: bool) -> None:
+    for bits in {levels.WIDTHS[name][0], levels.WIDTHS[name][1]}:
+        weight = quantized(range=method, levels=name, bits=bits, per_channel=per_channel)
+        assert weight.params.scale.size == (6 if per_channel else 1)
+        assert np.unique(weight.codes).size <= 2**bits
+        # Nothing is worse than to have no weights at all.
+        assert error(weight) < float((np.abs(W.astype(np.float64)) ** 2.4).sum())
+
+
+@pytest.mark.parametrize("name", ["uniform", "pot", "apot", "post"])
+def test_the_searched_factor_is_that_of_the_levels_in_use(name: str) -> None:
+    options = {"levels": name, "bits": 4, "per_channel": False, "book": "float"}
+    found = quantized(range="oaq-mse", **options)
+    points = levels.uniform(4) if name == "uniform" else levels.SETS[name](4)
+    m = np.abs(W.astype(np.float64)).max()
+    errors = []
+    for sigma in 1 + 0.05 * np.arange(61):
+        clip = m / sigma
+        nearest = np.abs(W.ravel()[:, None] - clip * points).argmin(axis=1)
+        errors.append(float((np.abs(W.ravel() - clip * points[nearest]) ** 2.4).sum()))
+    assert error(found) == pytest.approx(min(errors), rel=1e-6)
+    assert error(found) < error(quantized(range="max", **options))
+
+
+def test_clusters_that_are_tuned_span_all_weights() -> None:
+    options = {"levels": "kmeans", "bits": 4}
+    tuned, widest = (quantized(range=method, **options) for method in ("oaq-mse", "max"))
+    np.testing.assert_array_equal(affine.values(tuned), affine.values(widest))
+
+
+@pytest.mark.parametrize("form", oaq.OUTLIERS)
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", ["uniform", "pot", "kmeans"])
+def test_outliers_drawn_in_stay_so(form: str, per_channel: bool, name: str) -> None:
+    drawn_in = oaq.OUTLIERS[form](W, 0 if per_channel else None)
+    options = {"levels": name, "bits": 4, "per_channel": per_channel}
+    found = quantized(outliers=form, **options)
+    model = from_proto(build(NET, w=drawn_in))
+    run(model, (QuantizeWeights(**options),), None)
+    (expected,) = model.weights.values()
+    np.testing.assert_array_equal(affine.values(found), affine.values(expected))
+    assert (affine.values(found) != affine.values(quantized(**options))).any()
+
+
+def test_outliers_of_groups_are_those_of_each_group() -> None:
+    rows = W.reshape(6, 2, 4, 9).reshape(12, 36)
+    drawn_in = oaq.compress(rows, 0).reshape(W.shape)
+    found = quantized(outliers="compress", bits=4, group_size=4)
+    model = from_proto(build(NET, w=drawn_in))
+    run(model, (QuantizeWeights(bits=4, group_size=4),), None)
+    np.testing.assert_array_equal(found.codes, model.weights[next(iter(model.weights))].codes)
