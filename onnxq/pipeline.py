@@ -6,19 +6,17 @@ statistics it needs with ``observe``; the pipeline collects them and hands them 
 pass goes from layer to layer instead, through a network that is quantized up to there.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from onnxq.errors import CalibrationError, OnnxqError, PassError
-from onnxq.layers import Layer
 from onnxq.model import Model
-from onnxq.numerics.moments import InputMoments, OutputMoments
+from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.observe import Observer
-from onnxq.spec import Floats
+from onnxq.visit import Correction, Visit
 
 
 @dataclass(frozen=True)
@@ -115,39 +113,6 @@ class Pass(BaseModel):
     def of(cls, options: Mapping[str, Any]) -> Self:
         """A pass from plain values; unknown keys are errors."""
         return cls.model_validate(dict(options))
-
-
-@dataclass
-class Visit:
-    """A layer on the walk through a network, behind layers that are quantized already.
-
-    Attributes:
-        model: The model; its plan and its biases are the pass's to edit.
-        layer: The layer.
-        rows: What the weights are multiplied with, in the float model and in the quantized one, in
-            portions (groups, n, inputs of an output channel) of the same places.
-    """
-
-    model: Model
-    layer: Layer
-    rows: Callable[[], Iterator[tuple[Floats, Floats]]]
-
-    @cached_property
-    def inputs(self) -> InputMoments:
-        """Moments of the rows."""
-        groups, _, size = self.layer.rows(self.layer.weight).shape
-        moments = InputMoments(groups, size)
-        for x, z in self.rows():
-            moments.update(x, z)
-        return moments
-
-
-@dataclass(frozen=True)
-class Correction:
-    """What a pass makes of a layer's result y_q: ``gain * y_q + offset``, each (c_out,)."""
-
-    gain: Floats
-    offset: Floats
 
 
 class LayerPass(Pass):

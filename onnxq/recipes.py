@@ -266,7 +266,14 @@ NAMED: dict[str, tuple[str, Named]] = {
         "ranges with the least error, for weights and activations",
         {"weight_range": "mse", "act_range": "mse"},
     ),
-    "oaq": ("outlier-aware weight ranges with the tabulated sigma", {"weight_range": "oaq"}),
+    "oaq": (
+        "outlier-aware weight ranges, sigma searched for the least error of the weights",
+        {"weight_range": "oaq-mse"},
+    ),
+    "aciq": (
+        "ranges that are optimal for a Laplace or Gauss distribution, for weights and activations",
+        {"weight_range": "aciq", "act_range": "aciq"},
+    ),
     "dfq": (
         "channels equalized across layers and high biases absorbed, then vanilla, means restored",
         {"exact": (Equalize(),), "before": (AbsorbBias(),), "after": (CorrectBias(),)},
@@ -348,7 +355,7 @@ def plan(
             raise UsageError(f"--oaq has no say over {levels} weights: their scale is an optimum")
         changes = NAMED[recipe][1].copy()
         if oaq:
-            changes["weight_range"] = "oaq"
+            changes["weight_range"] = "oaq-mse"
         width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
         chosen = build(
             bits=bits,

@@ -19,9 +19,10 @@ from onnxq.numerics import affine
 from onnxq.numerics.bias import quantize_bias
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import count_places, patches
-from onnxq.pipeline import LayerPass, Outcome, Visit
+from onnxq.pipeline import LayerPass, Outcome
 from onnxq.spec import Floats, Ints
 from onnxq.stream import Stream
+from onnxq.visit import Visit
 
 # Rows of its input that a layer is judged by: so many for each input of an output channel, within
 # limits. Places of an image are alike, and second moments need no more.

@@ -5,7 +5,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.numerics.moments import OutputMoments
-from onnxq.pipeline import Correction, LayerPass, Outcome, Visit
+from onnxq.pipeline import LayerPass, Outcome
+from onnxq.visit import Correction, Visit
 
 
 class CorrectBias(LayerPass):

@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.numerics.moments import OutputMoments
-from onnxq.pipeline import Correction, LayerPass, Outcome, Visit
+from onnxq.pipeline import LayerPass, Outcome
+from onnxq.visit import Correction, Visit
 
 # Channels whose deviation changed by more are not mended by a factor.
 LEAST, MOST = 0.5, 2.0

@@ -73,7 +73,9 @@ class QuantizeWeights(Pass):
                 outcome.skip(layer.name, "its weight is empty")
                 continue
             _require_finite(layer)
-            axis = layer.out_axis if self.per_channel else None
+            # One weight for each channel, as of a batch normalization, has no range to share.
+            scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
+            axis = layer.out_axis if self.per_channel or scalars else None
             if self.group_size and layer.weight.shape[layer.in_axis] % self.group_size == 0:
                 weight = self._grouped(layer, spec)
             else:

@@ -78,7 +78,7 @@ def test_flags_reach_the_passes():
     chosen = plan(bits=3, act_bits=5, oaq=True, per_tensor=True, calibrated=True)
     assert option(chosen, "quantize-weights", "bits") == 3
     assert option(chosen, "quantize-weights", "per_channel") is False
-    assert option(chosen, "quantize-weights", "range") == "oaq"
+    assert option(chosen, "quantize-weights", "range") == "oaq-mse"
     assert option(chosen, "quantize-activations", "bits") == 5
 
 

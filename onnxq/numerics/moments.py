@@ -60,7 +60,7 @@ class InputMoments:
 
 
 class OutputMoments:
-    """Means, variances and the error of what a layer returns, for each output channel; 0 of nothing.
+    """Means, variances and the error of what a layer returns, for each channel; 0 of nothing.
 
     Args:
         channels: Output channels.

@@ -19,10 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnxq.numerics import compensate
 from onnxq.numerics.affine import broadcast, reduce_axes
 from onnxq.numerics.levels import nearest
 from onnxq.numerics.metrics import NORM, histogram_ssim
-from onnxq.spec import Floats, QuantSpec
+from onnxq.spec import Array, Floats, QuantSpec
 
 # Best common sigma by mean weight SQNR over the layers of a trained ResNet-20, evenly spaced
 # levels. 5 and 7 bits are interpolated between their measured neighbours.
@@ -79,6 +80,36 @@ def sigma_mse(w: Floats, levels: Floats, axis: int | None) -> Floats:
         return np.asarray((np.abs(normalized - rounded) ** NORM).sum(axis=axes))
 
     return np.asarray(SIGMAS[np.argmin([error(factor) for factor in SIGMAS], axis=0)])
+
+
+def sigma_output(
+    w: Floats, hessian: Array, top: int, book: Array | None, shared: bool
+) -> tuple[Array, Array]:
+    """Of SIGMAS the one with the least error of a layer's output, its mean left to the bias.
+
+    Args:
+        w: Weight, float64 (groups, rows, inputs).
+        hessian: Of the inputs, float64 (groups, inputs, inputs); see numerics/moments.py.
+        top: Largest level of the uniform grid.
+        book: Levels, where they are not uniform.
+        shared: One sigma and one M for all rows.
+
+    Returns:
+        sigma, and the scale M / top of plain max-abs quantization, each (groups, rows, 1).
+    """
+    largest = np.abs(w).max(axis=2, keepdims=True, initial=0.0)
+    if shared:
+        largest = np.full_like(largest, largest.max(initial=0.0))
+    plain = np.where(largest > 0, largest, 1.0) / (top if book is None else book.max())
+
+    def lost(factor: float) -> Array:
+        scale = plain / factor
+        return compensate.error(scale * compensate.nearest(w / scale, top, book), w, hessian)
+
+    errors = np.array([lost(factor) for factor in SIGMAS])
+    if shared:
+        errors[:] = errors.sum(axis=(1, 2), keepdims=True)
+    return SIGMAS[errors.argmin(axis=0)][:, :, None], plain
 
 
 def similarity(w: Floats, factor: float, axis: int | None) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from onnxq import visit
 from onnxq.numerics.levels import WIDTHS
-from onnxq.passes import compensate_rounding
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
 from tests.graphs import build
@@ -78,12 +78,12 @@ def test_the_written_weights_are_on_their_grid():
         (
             "(float[N,4,6] x) => (float[] y) { y = MatMul(w, x) }",
             {"w": (5, 4)},
-            "its weight is no matrix on the right: rounded to nearest",
+            "its weight is the left operand: rounded to nearest",
         ),
         (
             "(float[N,2,3,6] x) => (float[] y) { y = MatMul(x, w) }",
             {"w": (2, 6, 5)},
-            "its weight is no matrix on the right: rounded to nearest",
+            "its weight is a batch of matrices: rounded to nearest",
         ),
     ],
 )
@@ -94,10 +94,10 @@ def test_a_layer_it_cannot_take_is_left_as_it_was_rounded(text, weights, why):
 
 
 def test_a_very_wide_layer_is_left_as_it_was_rounded(monkeypatch):
-    monkeypatch.setattr(compensate_rounding, "MOST_INPUTS", 30)
+    monkeypatch.setattr(visit, "MOST_INPUTS", 30)
     *_, outcomes = walked(NETWORK, *STEPS, bits=4)
     assert [skip.where for skip in outcomes["compensate-rounding"].skips] == []
-    monkeypatch.setattr(compensate_rounding, "MOST_INPUTS", 20)
+    monkeypatch.setattr(visit, "MOST_INPUTS", 20)
     *_, outcomes = walked(NETWORK, *STEPS, bits=4)
     (skip,) = outcomes["compensate-rounding"].skips
     assert skip.why == "it has 27 inputs, more than 20: rounded to nearest"
