@@ -1,10 +1,11 @@
 """onnxq against onnxruntime.quantization on one model and one set of images.
 
-    python benchmarks/against_onnxruntime.py MODEL CALIB_DIR [ROUNDS]
+    python benchmarks/against_onnxruntime.py MODEL CALIB_DIR [ROUNDS [FLAGS OF onnxq convert ...]]
 
-Both convert to 8-bit weights (per channel) and activations with min-max ranges, each in a process
-of its own, in turns; then the results are timed in turns. Figures are medians of ratios,
-onnxruntime over onnxq: above 1 means that onnxq is faster.
+onnxruntime converts to 8-bit weights (per channel) and activations with min-max ranges, onnxq as the
+flags say, by default --quality fast; each in a process of its own, in turns; then the results are
+timed in turns. Figures are medians of ratios, onnxruntime over onnxq: above 1 means that onnxq is
+faster.
 """
 
 import json
@@ -70,16 +71,16 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def main(model: str, calib: str, rounds: int = 7) -> None:
+def main(model: str, calib: str, rounds: str = "7", *flags: str) -> None:
     """Convert in turns, then time the two results in turns."""
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder) / "onnxq.onnx", Path(folder) / "onnxruntime.onnx"
         onnxq = [
             *(sys.executable, "-m", "onnxq", "convert", model, "-o", str(ours), "--force"),
-            *("--calib", calib, "--calib-size", str(COUNT)),
+            *("--calib", calib, "--calib-size", str(COUNT), *(flags or ("--quality", "fast"))),
         ]
         rival = [sys.executable, "-c", RIVAL, model, str(theirs), reading(model, calib)]
-        pairs = [(seconds(rival), seconds(onnxq)) for _ in range(rounds)]
+        pairs = [(seconds(rival), seconds(onnxq)) for _ in range(int(rounds))]
         ratios = [theirs_s / ours_s for theirs_s, ours_s in pairs]
         print(
             f"conversion: {statistics.median(ratios):.2f}x, {min(ratios):.2f} to {max(ratios):.2f}"
@@ -91,4 +92,4 @@ def main(model: str, calib: str, rounds: int = 7) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    main(*sys.argv[1:])

@@ -28,10 +28,16 @@ class Stream:
         self._held = {name: [b.feeds[name] for b in batches] for name in batches[0].feeds}
         self._fixed: dict[str, Array] = {}
         self._waiting = {node.name: node for node in self._proto.graph.node}
+        self._reads = {name: reads(node) for name, node in self._waiting.items()}
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self._batches)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(batch.valid for batch in self._batches)
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +69,7 @@ class Stream:
         missing = self._missing(name)
         for node in missing:
             del self._waiting[node]
-        wanted = {name}.union(*(reads(node) for node in self._waiting.values()))
+        wanted = {name}.union(*map(self._reads.__getitem__, self._waiting))
         if missing:
             piece = part(self._proto, missing, self._held, self._fixed, wanted)
             session = Session(piece)
@@ -80,5 +86,5 @@ class Stream:
         for node in reversed(self._waiting.values()):
             if not wanted.isdisjoint(node.output):
                 needed.add(node.name)
-                wanted |= reads(node) - self._held.keys() - self._fixed.keys()
+                wanted |= self._reads[node.name] - self._held.keys() - self._fixed.keys()
         return needed

@@ -62,7 +62,7 @@ def walk(
                 fewer = max(1, len(floats) * BUDGET // held)
                 floats.keep(fewer)
                 quantized.keep(fewer)
-                what = f"from here on {fewer} batches of samples, which is what the memory allows"
+                what = f"from here on {floats.samples} samples, which is what the memory allows"
                 outcomes[steps[0].name].remark(layer.name, what)
             progress(1, len(visited))
     return outcomes

@@ -95,6 +95,27 @@ def test_a_recipe_says_what_flags_would():
             plan(build(), calibrated=True, **flag)
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"calibrated": True}, "balanced"),
+        ({"calibrated": True, "quality": "balanced"}, "balanced"),
+        ({"calibrated": True, "quality": "fast"}, "mse"),
+        ({"calibrated": False}, "mse"),
+    ],
+)
+def test_a_quality_is_a_recipe_by_another_name(flags, name):
+    calibrated = flags["calibrated"]
+    assert plan(**flags) == plan(name, calibrated=calibrated)
+
+
+def test_outlier_aware_ranges_are_the_range_stage_of_any_quality():
+    chosen, plain = plan(oaq=True, calibrated=True), plan(calibrated=True)
+    assert option(chosen, "quantize-weights", "range") == "oaq-mse"
+    others = [[p for p in r.passes if p.name != "quantize-weights"] for r in (chosen, plain)]
+    assert others[0] == others[1]
+
+
 def test_levels_have_their_own_width_and_range():
     found = {name: plan(levels=name, calibrated=True).label for name in WIDTHS}
     assert found.pop("uniform") == "w8a8"
@@ -111,6 +132,7 @@ def test_levels_have_their_own_width_and_range():
     ("flags", "message"),
     [
         ({"levels": "ternary", "oaq": True}, "no say over ternary weights"),
+        ({"recipe": "ibc", "quality": "fast"}, "--quality fast and --recipe ibc both choose"),
         ({"levels": "binary", "oaq": True}, "no say over binary weights"),
         ({"group_size": 4, "per_tensor": True, "act_bits": "float"}, "contradict each other"),
         ({"group_size": 4}, "group_size needs float activations"),
