@@ -31,6 +31,9 @@ class CorrectBiasAnalytic(Pass):
         """Move the biases of the layers in ``model.weights``."""
         outcome = Outcome()
         known = propagate(model)
+        if not model.moments:
+            what = "it holds no batch normalization: export it again with those it was trained with"
+            outcome.remark("model", what)
         for layer in layers(model):
             bias = layer.bias_or_zeros
             if layer.name not in model.weights:
