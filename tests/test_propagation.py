@@ -128,6 +128,14 @@ def test_passes_that_change_channels_keep_the_moments_up(step, last):
     assert_true(model, feeds, moments)
 
 
+def test_moments_told_amid_a_region_are_forgotten_when_it_is_scaled():
+    nodes = f"q = Conv(x, w) r = Relu(q) c = {NORM}(r, g2, s2, m2, v2) y = Sigmoid(c)"
+    model, *_ = known(f"{IMAGE} {{ {nodes} }}")
+    assert "r" in model.moments
+    assert pipeline.run(model, (Equalize(),), None)["equalize"].edits
+    assert model.moments.keys() == {"c"}
+
+
 def test_sums_and_joins_take_the_moments_of_their_operands():
     text = f"{IMAGE} {{ {START} c = Conv(a, w) d = {NORM}(c, g2, s2, m2, v2) r = Relu(d) "
     text += "z = Add(d, r) k = Concat<axis=1>(z, d) y = Relu(k) }"
