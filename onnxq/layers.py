@@ -190,7 +190,11 @@ class Layer:
 
         The first two axes together count the output channels, the first and third the inputs'.
         """
-        w, taps = self.weight, math.prod(self.weight.shape[2:])
+        return self.grouped(self.weight)
+
+    def grouped(self, w: Floats) -> Floats:
+        """An array of the weight's shape in the form of ``by_group``."""
+        taps = math.prod(w.shape[2:])
         if self.op == "ConvTranspose":
             return w.reshape(self.groups, -1, w.shape[1], taps).swapaxes(1, 2)
         rows = self.rows(w)

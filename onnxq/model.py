@@ -38,7 +38,7 @@ from onnxq.protos import (
     take_unreadable,
     without_traces,
 )
-from onnxq.spec import Array, QParams, QTensor
+from onnxq.spec import Array, Floats, QParams, QTensor
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
@@ -66,6 +66,9 @@ class Model:
         weights: Plan: layer name to its integer weight.
         activations: Plan: tensor name to its grid.
         kept_float: Plan: node name to the reason why it stays float.
+        moments: Tensor name to mean and standard deviation of its channels along axis 1, each
+            float64 (channels,), in the float model on its training data, where a batch
+            normalization told them. A pass that changes the channels of a tensor keeps this up.
         metadata: The file's ``metadata_props``.
     """
 
@@ -76,6 +79,7 @@ class Model:
     weights: dict[str, QTensor] = field(default_factory=dict)
     activations: dict[str, QParams] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
+    moments: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     # -- reading the graph ---------------------------------------------------------------------
@@ -208,7 +212,10 @@ class Model:
         return sum(before[name].ByteSize() - after[name].ByteSize() for name in before)
 
     def tidy(self) -> None:
-        """Drop nodes nobody reads and sort the others topologically, near their old order."""
+        """Drop nodes nobody reads and sort the others topologically, near their old order.
+
+        Moments of tensors that are gone are forgotten: a name may come back.
+        """
         nodes = self.graph.nodes
         alive: set[int] = set()
         wanted = [t.inputs[0] for t in self.graph.outputs if t.inputs]
@@ -236,12 +243,14 @@ class Model:
                 stack.append((node, True))
                 stack += [(t.inputs[0], False) for t in reversed(_reads(node)) if t.inputs]
         self.graph.nodes = ordered
+        left = {t.name for node in ordered for t in (*node.inputs, *node.outputs)}
+        self.moments = {name: m for name, m in self.moments.items() if name in left}
 
     def clone(self) -> "Model":
         """An independent graph over the same, shared weight arrays."""
         return Model(
             self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
-            dict(self.activations), dict(self.kept_float), dict(self.metadata),
+            dict(self.activations), dict(self.kept_float), dict(self.moments), dict(self.metadata),
         )  # fmt: skip
 
     def replace_by(self, proto: ModelProto, held: Mapping[str, Any] | None = None) -> None:

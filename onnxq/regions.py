@@ -57,6 +57,13 @@ class Channels:
     form: Literal["image", "pooled", "rows", "flat", "tokens"]
     rank: int = 0
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """What the axis with a channel at each place may be called; a block has none."""
+        if self.form == "flat":
+            return ()
+        return (-1,) if self.form == "tokens" else (1, -1) if self.form == "rows" else (1,)
+
     def shaped(self, values: Floats) -> Floats:
         """One value per channel, (count,), as it broadcasts over the tensor."""
         return values.reshape(1, -1, *[1] * (self.rank - 2)) if self.rank else values
@@ -128,6 +135,15 @@ class Region:
         told = list(dict.fromkeys(why for why, _ in self.obstacles))
         return "; ".join(told or ([] if self.sinks else ["no layer reads it"]))
 
+    def shift_moments(self, model: Model, c: Floats, s: Floats) -> None:
+        """Keep the moments of the model up: each channel x became (x - c) / s, both (count,)."""
+        for layer, own in self.sources:
+            if layer.output.name in model.moments:
+                mean, std = model.moments[layer.output.name]
+                model.moments[layer.output.name] = (mean - c[own]) / s[own], std / s[own]
+        for node in self.between:
+            model.moments.pop(node.outputs[0].name, None)
+
 
 def regions(model: Model, ceilings: bool = False) -> list[Region]:
     """The regions behind the layers of a model, in its order; no two share a tensor.
@@ -177,7 +193,7 @@ class _Search:
         for node in model.graph.nodes:
             if (layer := self.ends.get(node.name)) is not None:
                 if layer.obstacle is None:
-                    self.channels[layer.output.name] = _made(layer)
+                    self.channels[layer.output.name] = made(layer)
             elif (handed := self._handed(node)) is not None:
                 self.operands[node.name], self.channels[node.outputs[0].name] = handed
 
@@ -198,26 +214,14 @@ class _Search:
         if node.domain or len(node.outputs) != 1 or not node.inputs or layer_of(node) is not None:
             return None
         if node.op in ("Add", "Concat"):
-            return self._joined(node)
+            joint = joined(node, [self.channels.get(t.name) for t in node.inputs])
+            return None if joint is None else (list(node.inputs), joint)
         x = _carrier(node)
         if x is None or (had := self.channels.get(x.name)) is None:
             return None
         cuts = node.op in ("Clip", "Min")
-        channels = self._cut(node, had) if cuts else _passed(node, had)
+        channels = self._cut(node, had) if cuts else passed(node, had)
         return None if channels is None else ([x], channels)
-
-    def _joined(self, node: gs.Node) -> tuple[list[gs.Tensor], Channels] | None:
-        found = [self.channels.get(t.name) for t in node.inputs]
-        known = [c for c in found if c is not None]
-        if len(known) < len(found) or len({(c.form, c.rank) for c in known}) != 1:
-            return None
-        first, counts = known[0], [c.count for c in known]
-        if node.op == "Add":
-            return (list(node.inputs), first) if len(set(counts)) == 1 else None
-        axes = {"image": (1,), "pooled": (1,), "rows": (1, -1), "tokens": (-1,), "flat": ()}
-        if node.attrs["axis"] not in axes[first.form]:
-            return None
-        return list(node.inputs), replace(first, count=sum(counts))
 
     def _cut(self, node: gs.Node, had: Channels) -> Channels | None:
         """What a Clip or Min passes on, if factors may cross it."""
@@ -314,22 +318,42 @@ class _Search:
             yield f"{layer.op} {layer.name}, which makes it: {why}"
 
     def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
-        why = self.model.kept_float.get(layer.name) or layer.obstacle
-        convolves = layer.op in ("Conv", "ConvTranspose")
-        if why is None and (layer.data_axis == 0 or convolves != bool(channels.rank)):
-            why = "its input channels lie along another axis"
-        blocks = channels.form == "flat" and layer.c_in % channels.count == 0
-        if why is None and layer.c_in != channels.count and not blocks:
-            why = f"it has {layer.c_in} input channels, not {channels.count}"
+        why = self.model.kept_float.get(layer.name) or unreadable(layer, channels)
         if why is not None:
             yield f"{layer.op} {layer.name}, which reads it: {why}"
 
 
-def _made(layer: Layer) -> Channels:
+def made(layer: Layer) -> Channels:
     """Where a layer's result has its channels."""
     if layer.op in ("Conv", "ConvTranspose"):
         return Channels(layer.c_out, "image", len(layer.weight_tensor.shape))
     return Channels(layer.c_out, "rows" if layer.op == "Gemm" else "tokens")
+
+
+def unreadable(layer: Layer, channels: Channels) -> str | None:
+    """Why a layer's input channels are not those of its data, in order; None if they are.
+
+    Those of ``flat`` data are blocks of equal size.
+    """
+    if layer.obstacle is not None:
+        return layer.obstacle
+    if layer.data_axis == 0 or (layer.op in ("Conv", "ConvTranspose")) != bool(channels.rank):
+        return "its input channels lie along another axis"
+    blocks = channels.form == "flat" and layer.c_in % channels.count == 0
+    if layer.c_in == channels.count or blocks:
+        return None
+    return f"it has {layer.c_in} input channels, not {channels.count}"
+
+
+def joined(node: gs.Node, found: Sequence[Channels | None]) -> Channels | None:
+    """Where an Add or Concat of such operands has its channels; None if it mixes them."""
+    known = [c for c in found if c is not None]
+    if len(known) < len(found) or len({(c.form, c.rank) for c in known}) != 1:
+        return None
+    first, counts = known[0], [c.count for c in known]
+    if node.op == "Add":
+        return first if len(set(counts)) == 1 else None
+    return replace(first, count=sum(counts)) if node.attrs["axis"] in first.axes else None
 
 
 def _ceilings(node: gs.Node, channels: Channels) -> Floats | None:
@@ -348,7 +372,7 @@ def _carrier(node: gs.Node) -> gs.Tensor | None:
     return moved(node)
 
 
-def _passed(node: gs.Node, had: Channels) -> Channels | None:
+def passed(node: gs.Node, had: Channels) -> Channels | None:
     """Where the result of a node with one operand has its channels; None if it mixes them."""
     rows, pooled = Channels(had.count, "rows"), replace(had, form="pooled")
     if node.op in HOMOGENEOUS or factor(node) is not None:

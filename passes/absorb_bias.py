@@ -93,6 +93,7 @@ def _shift(model: Model, region: Region, c: Floats) -> None:
         w = layer.by_group.reshape(layer.c_out, -1, layer.by_group.shape[-1])
         _, bias = fold.fold_before(w, _bias(layer), np.ones(layer.c_in), offset, layer.groups)
         layer.set_bias(model, bias)
+    region.shift_moments(model, c, np.ones(region.count))
 
 
 def _bias(layer: Layer) -> Floats:

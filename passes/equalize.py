@@ -139,3 +139,4 @@ def _divide(model: Model, region: Region, s: Floats) -> None:
         ceiling.set(model, ceiling.values / s[own])
     for layer, own in region.sinks:
         layer.set_by_group(model, layer.by_group * _over_inputs(layer, s[own])[..., None])
+    region.shift_moments(model, np.zeros(region.count), s)

@@ -23,6 +23,10 @@ class FoldBatchnorm(Pass):
        zero: a padded border would otherwise see zero where the normalization would put its offset.
     3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
        kernel where BatchNormalization has none.
+
+    What its statistics tell of the tensors that stay is written down in the model's moments: on
+    the training data it read the mean and variance it holds, and returned the mean beta and the
+    standard deviation |gamma| sqrt(var / (var + epsilon)).
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -39,6 +43,9 @@ class FoldBatchnorm(Pass):
             gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])
             eps = norm.attrs.get("epsilon", 1e-5)
             a, d = fold.affine_of_batchnorm(gamma, beta, mean, var, eps)
+            spread = np.sqrt(np.maximum(var.astype(np.float64), 0.0))
+            model.moments[norm.inputs[0].name] = mean.astype(np.float64), spread
+            model.moments[norm.outputs[0].name] = beta.astype(np.float64), np.abs(a) * spread
             if (layer := _layer_before(model, norm)) is not None:
                 _fold_after(model, norm, layer, a, d)
                 outcome.edit(norm.name, f"folded into {layer.name}")

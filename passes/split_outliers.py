@@ -112,6 +112,9 @@ def _repeat(model: Model, region: Region, origin: Ints) -> None:
     source.set_by_group(model, source.by_group[:, origin])
     for tensor in tensors:
         tensor.shape = None
+        if tensor.name in model.moments:
+            mean, std = model.moments[tensor.name]
+            model.moments[tensor.name] = mean[origin], std[origin]
 
 
 def _gather(model: Model, layer: Layer, origin: Ints) -> None:
