@@ -2,10 +2,10 @@
 
     python benchmarks/against_onnxruntime.py MODEL CALIB_DIR [ROUNDS [FLAGS OF onnxq convert ...]]
 
-onnxruntime converts to 8-bit weights (per channel) and activations with min-max ranges, onnxq as the
-flags say, by default --quality fast; each in a process of its own, in turns; then the results are
-timed in turns. Figures are medians of ratios, onnxruntime over onnxq: above 1 means that onnxq is
-faster.
+onnxruntime converts to 8-bit weights (per channel) and activations with min-max ranges, onnxq as
+the flags say, by default --quality fast; each in a process of its own, in turns; then the results
+are timed in turns. Figures are medians of ratios, onnxruntime over onnxq: above 1 means that onnxq
+is faster.
 """
 
 import json

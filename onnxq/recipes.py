@@ -22,6 +22,7 @@ from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
+from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.equalize import Equalize
@@ -34,7 +35,7 @@ from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
-from onnxq.pipeline import REGISTRY, LayerPass, Pass
+from onnxq.pipeline import REGISTRY, Pass
 from onnxq.preprocess import explain
 from onnxq.storage import OLDEST, OPSET, needed_opset
 
@@ -89,8 +90,12 @@ class Recipe(BaseModel):
         rounding, means = CompensateRounding.name, CorrectBias.name
         if rounding in names and means not in names[names.index(rounding) :]:
             raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
-        if AbsorbBias.name in [p.name for p in self.lossy[self.first_integer :]]:
+        lossy = [p.name for p in self.lossy]
+        floats, integers = lossy[: self.first_integer], lossy[self.first_integer :]
+        if AbsorbBias.name in integers:
             raise ValueError(f"{AbsorbBias.name} has to stand before {QuantizeWeights.name}")
+        if CorrectBiasAnalytic.name in floats:
+            raise ValueError(f"{CorrectBiasAnalytic.name} has to follow {QuantizeWeights.name}")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
         return self
@@ -203,7 +208,7 @@ def build(
     act_range: str | None = None,
     exact: tuple[Pass, ...] = (),
     before: tuple[Pass, ...] = (),
-    after: tuple[LayerPass, ...] = (),
+    after: tuple[Pass, ...] = (),
     per_channel: bool = True,
     group_size: int = 0,
     attention: bool = False,
@@ -253,7 +258,7 @@ class Named(TypedDict, total=False):
     act_range: str
     exact: tuple[Pass, ...]
     before: tuple[Pass, ...]
-    after: tuple[LayerPass, ...]
+    after: tuple[Pass, ...]
 
 
 # What they do, and what they change.
@@ -278,6 +283,10 @@ NAMED: dict[str, tuple[str, Named]] = {
         "channels equalized across layers and high biases absorbed, then vanilla, means restored",
         {"exact": (Equalize(),), "before": (AbsorbBias(),), "after": (CorrectBias(),)},
     ),
+    "data-free": (
+        "as mse, and without data: means restored as batch normalizations tell them",
+        {"weight_range": "mse", "after": (CorrectBiasAnalytic(),)},
+    ),
     "ibc": ("vanilla, then the mean of every channel restored", {"after": (CorrectBias(),)}),
     "gptq": (
         "ranges with the least error, later weights make up for earlier ones, means restored",
@@ -288,11 +297,12 @@ NAMED: dict[str, tuple[str, Named]] = {
     ),
     "balanced": (
         "weights make up for each other and for the layers before, means restored",
-        {"weight_range": "mse", "after": (CompensateRounding(), CorrectBias())},
+        {"weight_range": "mse", "act_range": "mse", "after": (CompensateRounding(), CorrectBias())},
     ),
 }
-# The recipe of each quality.
+# The recipe of each quality, and that of conversions without data.
 QUALITIES = {"fast": "mse", "balanced": "balanced"}
+UNCALIBRATED = "data-free"
 
 
 def plan(
@@ -344,7 +354,9 @@ def plan(
     else:
         if recipe is not None and quality is not None:
             raise UsageError(f"--quality {quality} and --recipe {recipe} both choose a recipe")
-        recipe = recipe or QUALITIES[quality or ("balanced" if calibrated else "fast")]
+        if quality is not None:
+            recipe = QUALITIES[quality]
+        recipe = recipe or ("balanced" if calibrated else UNCALIBRATED)
         if recipe not in NAMED:
             near = difflib.get_close_matches(recipe, NAMED, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"

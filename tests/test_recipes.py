@@ -101,7 +101,7 @@ def test_a_recipe_says_what_flags_would():
         ({"calibrated": True}, "balanced"),
         ({"calibrated": True, "quality": "balanced"}, "balanced"),
         ({"calibrated": True, "quality": "fast"}, "mse"),
-        ({"calibrated": False}, "mse"),
+        ({"calibrated": False}, "data-free"),
     ],
 )
 def test_a_quality_is_a_recipe_by_another_name(flags, name):
