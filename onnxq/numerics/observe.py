@@ -151,37 +151,49 @@ class RowSample:
         window: As for ``unfold.patches``.
         groups: Channel groups of the layer.
         size: Inputs of one output channel.
-
-    Attributes:
-        rows: (groups, n, size), in the order of the stream.
     """
 
     def __init__(self, window: Window | None, groups: int, size: int) -> None:
-        self.rows = np.empty((groups, 0, size), np.float32)
         self._window = window
-        self._most = min(ROWS, max(1, ROW_VALUES // (groups * size)))
         self._count = 0
-        self._keys = np.empty(0, np.uint64)
+        self._rows = np.empty((groups, 0, size), np.float32)
+        most = min(ROWS, max(1, ROW_VALUES // (groups * size)))
+        # A slot is free as long as it holds the row at no place.
+        self._places = np.full(most, -1)
+        self._keys = np.full(most, np.iinfo(np.uint64).max)
+
+    @property
+    def rows(self) -> Floats:
+        """float32 (groups, n, size), in the order of the stream."""
+        order = np.argsort(self._places, kind="stable")
+        return self._rows[:, order[np.count_nonzero(self._places < 0) :]]
 
     def update(self, x: Floats) -> None:
         """Fold one batch of the layer's input in."""
         places = np.arange(self._count, self._count + count_places(x, self._window))
         self._count += len(places)
-        self._keep_least(_mixed(places), lambda chosen: patches(x, self._window, chosen))
+        self._keep_least(_mixed(places), places, lambda some: patches(x, self._window, some))
 
     def merge(self, other: "RowSample") -> None:
         """Fold another sample in; rows at the same place of their streams stay or go together."""
+        held = np.flatnonzero(other._places >= 0)
+        places = other._places[held] + self._count
         self._count += other._count
-        self._keep_least(other._keys, lambda chosen: other.rows[:, chosen])
+        self._keep_least(other._keys[held], places, lambda some: other._rows[:, held[some]])
 
-    def _keep_least(self, keys: Array, rows_at: Callable[[Ints], Floats]) -> None:
-        """Of the rows held and others with these keys, keep as many as there is room for."""
-        held, every = len(self._keys), np.concatenate([self._keys, keys])
-        kept = np.sort(np.argsort(every, kind="stable")[: self._most])
-        old, new = kept[kept < held], kept[kept >= held] - held
-        if new.size:
-            self.rows = np.concatenate([self.rows[:, old], rows_at(new)], axis=1)
-            self._keys = every[kept]
+    def _keep_least(self, keys: Array, places: Ints, rows_at: Callable[[Ints], Floats]) -> None:
+        """Put rows with small keys into the slots of those with larger ones."""
+        most = len(self._keys)
+        kept = np.argsort(np.concatenate([self._keys, keys]), kind="stable")[:most]
+        new = np.sort(kept[kept >= most]) - most
+        if not new.size:
+            return
+        if not self._rows.shape[1]:
+            groups, _, size = self._rows.shape
+            self._rows = np.empty((groups, most, size), np.float32)
+        slots = np.setdiff1d(np.arange(most), kept)
+        self._rows[:, slots] = rows_at(new)
+        self._keys[slots], self._places[slots] = keys[new], places[new]
 
 
 def _mixed(places: Ints) -> Array:
