@@ -13,14 +13,14 @@ This file alone knows it. A layer is a view of a node; it holds no state of its 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
-from onnxq.numerics.unfold import Window, same_pads
+from onnxq.numerics.unfold import Window
 from onnxq.spec import Array, Floats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -170,8 +170,9 @@ class Layer:
         out, *rest = np.moveaxis(self.weight, self.out_axis, 0).shape
         return np.moveaxis(rows.reshape(out, *rest), 0, self.out_axis)
 
-    def window(self, shape: Sequence[int]) -> Window | None:
-        """Geometry of a Conv on an input of this shape; None for other operators."""
+    @property
+    def window(self) -> Window | None:
+        """Geometry of a Conv; None for other operators."""
         if self.op != "Conv":
             return None
         attrs, kernel = self.node.attrs, tuple(self.weight_tensor.shape[2:])
@@ -180,9 +181,8 @@ class Layer:
         dilations = tuple(attrs.get("dilations", [1] * n))
         pads = tuple(attrs.get("pads", [0] * 2 * n))
         auto = attrs.get("auto_pad", "NOTSET")
-        if auto.startswith("SAME"):
-            pads = same_pads(shape[2:], kernel, strides, dilations, auto == "SAME_LOWER")
-        return Window(kernel, strides, dilations, pads, self.groups)
+        same = auto.startswith("SAME")
+        return Window(kernel, strides, dilations, auto if same else pads, self.groups)
 
     @property
     def by_group(self) -> Floats:

@@ -20,7 +20,7 @@ from onnxq.numerics.bias import quantize_bias
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
-from onnxq.spec import Floats, Ints
+from onnxq.spec import Floats
 from onnxq.stream import Stream
 from onnxq.visit import Visit
 
@@ -118,32 +118,19 @@ def _rows(
     """Rows of a layer's input, (groups, n, inputs), at places drawn from all batches alike."""
     size = layer.rows(layer.weight).shape[2]
     wanted = min(max(ROWS_PER_INPUT * size, LEAST_ROWS), MOST_ROWS)
-    there = [_places(layer, a) for a in x]
+    window = layer.window
+    there = [count_places(a, window) for a in x]
     rng = np.random.default_rng(0)
     portion: list[tuple[Floats, Floats]] = []
     for a, b, places in zip(x, z, there, strict=True):
         count = min(places, -(-wanted * places // max(sum(there), 1)))
         chosen = np.sort(rng.choice(places, count, replace=False))
-        portion.append((_rows_at(layer, a, chosen), _rows_at(layer, b, chosen)))
+        portion.append((patches(a, window, chosen), patches(b, window, chosen)))
         if sum(r.shape[1] for r, _ in portion) >= PORTION:
             yield _joined(portion)
             portion = []
     if portion:
         yield _joined(portion)
-
-
-def _places(layer: Layer, x: Floats) -> int:
-    """How many rows there are."""
-    window = layer.window(x.shape)
-    return x.size // x.shape[-1] if window is None else count_places(x, window)
-
-
-def _rows_at(layer: Layer, x: Floats, places: Ints) -> Floats:
-    """Some of them, (groups, n, inputs)."""
-    window = layer.window(x.shape)
-    if window is None:
-        return x.reshape(-1, x.shape[-1])[None, places]
-    return patches(x, window, places)
 
 
 def _joined(portion: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:

@@ -1,18 +1,31 @@
 """Activations to integers: where is placement.py's choice, on which grid is made here."""
 
+from collections.abc import Container, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
-from onnxq.layers import WEIGHTED, layers
+from onnxq.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.model import Model
-from onnxq.numerics import affine, ranges
-from onnxq.numerics.observe import Histogram, MinMax, Observer
+from onnxq.numerics import affine, ranges, tuning
+from onnxq.numerics.observe import Histogram, LayerInput, MinMax, Observer, RowSample
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import Placement, data_inputs, demote, factor, is_product, moved
-from onnxq.spec import activation_spec
+from onnxq.placement import (
+    READERS_OF_SHAPE,
+    Placement,
+    data_inputs,
+    demote,
+    factor,
+    is_product,
+    moved,
+)
+from onnxq.spec import Array, QParams, activation_spec
+
+# What reads a tensor: a layer, or None for all else, and the factor it was multiplied with before.
+Reader = tuple[Layer | None, float]
 
 PRODUCT = "it multiplies two activations; --attention puts it on integers"
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
@@ -29,6 +42,8 @@ class QuantizeActivations(Pass):
         range: How the range is chosen from the calibration data.
         attention: Products of two activations run on integers, too. That costs accuracy and pays,
             a little, from some 200 tokens on.
+        tuned: What layers read has, of the range and others around it, the one that leaves the
+            least noise in what they return.
     """
 
     name: ClassVar[str] = "quantize-activations"
@@ -38,11 +53,14 @@ class QuantizeActivations(Pass):
     first_last_bits: int = Field(8, ge=2, le=8)
     range: Literal["minmax", "percentile", "mse", "aciq", "entropy"] = "minmax"
     attention: bool = False
+    tuned: bool = False
 
     def observe(self, model: Model) -> dict[str, Observer]:
-        """Watch every tensor that needs a grid."""
-        fold = MinMax if self.range == "minmax" else Histogram
-        return {name: fold() for name in self._place(model).roots}
+        """Watch every tensor that needs a grid and, to tune it, what layers read."""
+        placement = self._place(model)
+        fold = MinMax if self.range == "minmax" and not self.tuned else Histogram
+        inputs = _layer_inputs(model, placement) if self.tuned else {}
+        return {**{name: fold() for name in placement.roots}, **inputs}
 
     def _place(self, model: Model) -> Placement:
         """The placement, products of two activations kept float unless they are asked for."""
@@ -57,14 +75,24 @@ class QuantizeActivations(Pass):
         while reasons := self._unfit(model, placement, tensors, statistics):
             placement = demote(model, reasons)
         ends, read = _ends(model, placement), _read_by_layers(model, placement)
+        readers = _readers(model, placement)
         for name in placement.roots:
             least = self.first_last_bits if name in ends else 0
             spec = activation_spec(max(self.bits, least) if name in read else 8)
             stats, by = _seen(tensors[name], statistics)
-            lo, hi = (by * end for end in ranges.ACTIVATION[self.range](stats, spec))
-            params = affine.qparams(lo, hi, spec)
+            if self.tuned and any(layer is not None for layer, _ in readers[name]):
+                grids = tuning.candidates(stats, spec, self.range)
+                noise = _noise(grids, stats, [(r, by * f) for r, f in readers[name]], statistics)
+                best = int(np.argmin(noise))
+                params = tuning.moved(grids[best], by)
+                what = f", noise {noise[best]:.3g} instead of {noise[0]:.3g}"
+            else:
+                lo, hi = (by * end for end in ranges.ACTIVATION[self.range](stats, spec))
+                params, what = affine.qparams(lo, hi, spec), ""
+                if self.tuned:
+                    outcome.skip(name, f"no layer reads it: its range is that of {self.range}")
             model.activations[name] = params
-            outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]")
+            outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
         for name, why in sorted(placement.why_float.items()):
             outcome.skip(name, why)
         return outcome
@@ -123,32 +151,83 @@ def _ends(model: Model, placement: Placement) -> set[str]:
             last.append(weighted[node.name].data)
         if node.name in weighted or leads:
             before |= {t.name for t in node.inputs}
-    return {_root(tensor, placement) for tensor in (*first, *last)}
+    return {_root(tensor, placement)[0] for tensor in (*first, *last)}
 
 
 def _read_by_layers(model: Model, placement: Placement) -> set[str]:
     """Tensors on a grid of their own whose codes a layer multiplies."""
     nodes = (n for n in model.graph.nodes if n.name in placement.integer and n.op in WEIGHTED)
-    return {_root(tensor, placement) for node in nodes for tensor in data_inputs(node)}
+    return {_root(tensor, placement)[0] for node in nodes for tensor in data_inputs(node)}
 
 
-def _root(tensor: gs.Tensor, placement: Placement) -> str:
-    """The tensor on a grid of its own that ``tensor`` is, or is moved from."""
-    while tensor.name not in placement.roots and tensor.name in placement.born:
-        tensor = moved(tensor.inputs[0])
-    return str(tensor.name)
+def _layer_inputs(model: Model, placement: Placement) -> dict[str, LayerInput]:
+    """A fold for every tensor that the kernel of a layer reads."""
+    found: dict[str, LayerInput] = {}
+    for layer in layers(model):
+        if layer.name in placement.integer:
+            groups, _, size = layer.rows(layer.weight).shape
+            samples = found.setdefault(layer.data.name, LayerInput()).samples
+            samples.setdefault(layer.window, RowSample(layer.window, groups, size))
+    return found
+
+
+def _readers(model: Model, placement: Placement) -> dict[str, list[Reader]]:
+    """What reads each tensor on a grid of its own, rounded, directly or through moves."""
+    found: dict[str, list[Reader]] = {name: [] for name in placement.roots}
+    for node in model.graph.nodes:
+        if node.name in placement.moves or node.op in READERS_OF_SHAPE:
+            continue
+        integer = node.name in placement.integer
+        for tensor in data_inputs(node):
+            # Operators on floats read what exists as codes rounded, and all else as it was.
+            if integer or tensor.name in placement.born:
+                root, by = _root(tensor, placement)
+                found[root].append((layer_of(node) if integer else None, by))
+    return found
+
+
+def _noise(
+    grids: list[QParams], seen: Histogram, readers: Sequence[Reader], statistics: Statistics
+) -> Array:
+    """Noise to signal that grids of the tensor ``seen`` leave in all its readers, (grids,)."""
+    total = np.zeros(len(grids))
+    for layer, by in readers:
+        if layer is None:
+            total += tuning.noise(seen, grids)
+            continue
+        stats = statistics[layer.data.name]
+        assert isinstance(stats, LayerInput)
+        rows, moved_grids = stats.samples[layer.window].rows, [tuning.moved(g, by) for g in grids]
+        # On one core, sums do not depend on the number of cores.
+        with threadpool_limits(1, "blas"):
+            total += tuning.layer_noise(rows, layer.rows(layer.weight), moved_grids)
+    return total
+
+
+def _root(tensor: gs.Tensor, placement: Placement) -> tuple[str, float]:
+    """The tensor on a grid of its own that ``tensor`` is, or is moved from, and its factor."""
+    by = 1.0
+    if tensor.name in placement.born:
+        tensor, by = _back(tensor, placement.roots)
+    return str(tensor.name), by
 
 
 def _seen(tensor: gs.Tensor, statistics: Statistics) -> tuple[Histogram, float]:
     """Statistics of a tensor, or of the one before it that it moves, and its factor to that."""
-    by = 1.0
-    while tensor.name not in statistics:
-        node = tensor.inputs[0]
-        by *= float(factor(node) or 1.0)
-        tensor = moved(node)
+    tensor, by = _back(tensor, statistics)
     stats = statistics[tensor.name]
     assert isinstance(stats, MinMax)
     return stats, by  # type: ignore[return-value]
+
+
+def _back(tensor: gs.Tensor, there: Container[str]) -> tuple[gs.Tensor, float]:
+    """Back through moves to a tensor that is ``there``, and the factor from that one."""
+    by = 1.0
+    while tensor.name not in there:
+        node = tensor.inputs[0]
+        by *= float(factor(node) or 1.0)
+        tensor = moved(node)
+    return tensor, by
 
 
 def _span(stats: MinMax, by: float) -> float:

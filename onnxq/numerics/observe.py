@@ -1,16 +1,21 @@
 """Statistics as folds: update with an array, merge with another; memory independent of the data.
 
-The results depend on the values seen, never on how they were batched.
+The results depend on the values seen, never on how they were batched; what a sample keeps depends
+on their order, too.
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import numpy as np
 
-from onnxq.spec import Floats
+from onnxq.numerics.unfold import Window, count_places, patches
+from onnxq.spec import Array, Floats, Ints
 
 BINS = 8192
+# Rows of a layer's input that a sample keeps, if they are no more than so many values.
+ROWS, ROW_VALUES = 2048, 1 << 21
 
 
 class Observer(Protocol):
@@ -134,6 +139,95 @@ class Histogram(MinMax):
             merged[quarter : 3 * quarter] = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = merged
             self.radius *= 2
+
+
+class RowSample:
+    """Some of the rows that a layer multiplies its weights with, any as likely as any other.
+
+    Every row has a random key that depends on its place in the stream alone. Those with the least
+    keys stay (bottom-k sampling; Cohen and Kaplan 2007).
+
+    Args:
+        window: As for ``unfold.patches``.
+        groups: Channel groups of the layer.
+        size: Inputs of one output channel.
+    """
+
+    def __init__(self, window: Window | None, groups: int, size: int) -> None:
+        self._window = window
+        self._count = 0
+        self._rows = np.empty((groups, 0, size), np.float32)
+        most = min(ROWS, max(1, ROW_VALUES // (groups * size)))
+        # A slot is free as long as it holds the row at no place.
+        self._places = np.full(most, -1)
+        self._keys = np.full(most, np.iinfo(np.uint64).max)
+
+    @property
+    def rows(self) -> Floats:
+        """float32 (groups, n, size), in the order of the stream."""
+        order = np.argsort(self._places, kind="stable")
+        return self._rows[:, order[np.count_nonzero(self._places < 0) :]]
+
+    def update(self, x: Floats) -> None:
+        """Fold one batch of the layer's input in."""
+        places = np.arange(self._count, self._count + count_places(x, self._window))
+        self._count += len(places)
+        self._keep_least(_mixed(places), places, lambda some: patches(x, self._window, some))
+
+    def merge(self, other: "RowSample") -> None:
+        """Fold another sample in; rows at the same place of their streams stay or go together."""
+        held = np.flatnonzero(other._places >= 0)
+        places = other._places[held] + self._count
+        self._count += other._count
+        self._keep_least(other._keys[held], places, lambda some: other._rows[:, held[some]])
+
+    def _keep_least(self, keys: Array, places: Ints, rows_at: Callable[[Ints], Floats]) -> None:
+        """Put rows with small keys into the slots of those with larger ones."""
+        most = len(self._keys)
+        kept = np.argsort(np.concatenate([self._keys, keys]), kind="stable")[:most]
+        new = np.sort(kept[kept >= most]) - most
+        if not new.size:
+            return
+        if not self._rows.shape[1]:
+            groups, _, size = self._rows.shape
+            self._rows = np.empty((groups, most, size), np.float32)
+        slots = np.setdiff1d(np.arange(most), kept)
+        self._rows[:, slots] = rows_at(new)
+        self._keys[slots], self._places[slots] = keys[new], places[new]
+
+
+def _mixed(places: Ints) -> Array:
+    """Pseudorandom uint64 of integers: SplitMix64 (Steele, Lea and Flood 2014)."""
+    z = (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+class LayerInput(Histogram):
+    """The histogram of what layers read, and a sample of the rows that each takes from it.
+
+    Attributes:
+        samples: By the layer's window: those that share it share their rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples: dict[Window | None, RowSample] = {}
+
+    def update(self, x: Floats) -> None:
+        """Fold one batch in."""
+        super().update(x)
+        for sample in self.samples.values():
+            sample.update(x)
+
+    def merge(self, other: MinMax) -> None:
+        """Fold another observer of the same layers in."""
+        if not isinstance(other, LayerInput):
+            raise TypeError("the input of layers merges with the input of layers")
+        super().merge(other)
+        for window, sample in self.samples.items():
+            sample.merge(other.samples[window])
 
 
 class ChannelMoments:

@@ -21,21 +21,29 @@ class Window:
         kernel: Size.
         strides: Between two places.
         dilations: Between two taps.
-        pads: Zeros before and behind, all befores first, as ONNX orders them.
+        pads: Zeros before and behind, all befores first, as ONNX orders them; or its SAME_UPPER or
+            SAME_LOWER, which leave them to the size of the input.
         groups: Channel groups.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    pads: tuple[int, ...]
+    pads: tuple[int, ...] | str
     groups: int = 1
+
+    def padding(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Zeros before and behind an input of this spatial size."""
+        if isinstance(self.pads, str):
+            lower = self.pads == "SAME_LOWER"
+            return same_pads(size, self.kernel, self.strides, self.dilations, lower)
+        return self.pads
 
     def places(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the output for that of the input."""
-        n = len(self.kernel)
+        n, pads = len(self.kernel), self.padding(size)
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
-        padded = [size[i] + self.pads[i] + self.pads[n + i] for i in range(n)]
+        padded = [size[i] + pads[i] + pads[n + i] for i in range(n)]
         return tuple((padded[i] - reach[i]) // self.strides[i] + 1 for i in range(n))
 
 
@@ -55,19 +63,22 @@ def same_pads(
     return (*first, *(t - f for t, f in zip(total, first, strict=True)))
 
 
-def patches(x: Floats, window: Window, places: Array) -> Floats:
+def patches(x: Floats, window: Window | None, places: Array) -> Floats:
     """Rows of the input at some places of the output, (groups, n, c_in / groups x kernel).
 
     Args:
-        x: Input (batch, c_in, *size).
-        window: The convolution.
-        places: Flat indices (n,) into (batch, *places of the output).
+        x: Input (batch, c_in, *size), or (..., c_in) of a matrix product.
+        window: The convolution; None for a matrix product, whose rows are (1, n, c_in).
+        places: Flat indices (n,) into (batch, *places of the output), or into (...).
     """
+    if window is None:
+        return x.reshape(-1, x.shape[-1])[None, places]
     shape = (len(x), *window.places(x.shape[2:]))
     image, *corner = np.unravel_index(places, shape)
     axes = range(len(window.kernel))
-    pads = [(window.pads[i], window.pads[len(window.kernel) + i]) for i in axes]
-    padded = np.pad(x, [(0, 0), (0, 0), *pads])
+    pads = window.padding(x.shape[2:])
+    around = [(pads[i], pads[len(window.kernel) + i]) for i in axes]
+    padded = np.pad(x, [(0, 0), (0, 0), *around])
     taps = []
     for tap in np.ndindex(*window.kernel):
         at = (corner[i] * window.strides[i] + tap[i] * window.dilations[i] for i in axes)
@@ -76,6 +87,8 @@ def patches(x: Floats, window: Window, places: Array) -> Floats:
     return np.ascontiguousarray(rows.transpose(1, 0, 2))
 
 
-def count_places(x: Floats, window: Window) -> int:
-    """Number of places in the output of a batch (batch, c_in, *size)."""
+def count_places(x: Floats, window: Window | None) -> int:
+    """How many rows an input has; the arguments are those of ``patches``."""
+    if window is None:
+        return math.prod(x.shape[:-1])
     return len(x) * math.prod(window.places(x.shape[2:]))

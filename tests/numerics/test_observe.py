@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.numerics.observe import BINS, ChannelMoments, Histogram, MinMax
+from onnxq.numerics import observe
+from onnxq.numerics.observe import BINS, ChannelMoments, Histogram, LayerInput, MinMax, RowSample
+from onnxq.numerics.unfold import Window
 
 # Ordinary values and edges of bins beside the extremes of float32, subnormals included.
 edges = st.sampled_from([sign * 2.0**e for sign in (-1, 1) for e in range(-3, 4)])
@@ -154,3 +156,70 @@ def test_a_constant_channel_has_no_deviation() -> None:
     moments = ChannelMoments()
     moments.update(np.full((2, 1, 3), 0.1, np.float32))
     assert moments.std == pytest.approx(0, abs=1e-8)
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+WINDOW = Window((3, 2), (2, 1), (1, 1), "SAME_UPPER", groups=2)
+
+
+def sampled(*stream: np.ndarray, window: Window | None = WINDOW) -> RowSample:
+    sample = RowSample(window, 2, 12) if window else RowSample(None, 1, 1)
+    for x in stream:
+        sample.update(x)
+    return sample
+
+
+@given(st.lists(st.integers(0, 20), max_size=3), st.sampled_from([1, 7, 60, 2048]))
+def test_a_sample_of_rows_does_not_depend_on_batches(cuts: list[int], most: int) -> None:
+    x = np.random.default_rng(0).standard_normal((20, 4, 5, 3)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observe, "ROWS", most)
+        whole, parts = sampled(x), sampled(*np.split(x, sorted(cuts)))
+    assert whole.rows.shape == (2, min(most, 20 * 3 * 3), 12)
+    np.testing.assert_array_equal(whole.rows, parts.rows)
+
+
+def test_rows_are_drawn_from_the_whole_stream_alike() -> None:
+    x = np.arange(100_000, dtype=np.float32).reshape(50, 2000, 1)
+    (rows,) = sampled(*x, window=None).rows[:, :, 0]
+    assert len(rows) == len(set(rows)) == observe.ROWS
+    # Tenths of the stream: chi-squared with 9 degrees of freedom exceeds 27.9 once in a thousand.
+    counts = np.histogram(rows, 10, (0, 100_000))[0]
+    expected = observe.ROWS / 10
+    assert ((counts - expected) ** 2 / expected).sum() < 27.9
+    # So do neighbours: as many even places as odd ones, within three standard deviations.
+    assert abs((rows % 2).sum() - observe.ROWS / 2) < 3 * np.sqrt(observe.ROWS) / 2
+
+
+def test_wide_rows_are_fewer() -> None:
+    sample = RowSample(None, 1, observe.ROW_VALUES // 10)
+    sample.update(np.zeros((12, observe.ROW_VALUES // 10), np.float32))
+    assert sample.rows.shape[1] == 10
+
+
+def test_samples_merge_to_one_of_both_streams() -> None:
+    a, b = (
+        np.arange(3000, dtype=np.float32)[:, None],
+        np.arange(-3000, 0, dtype=np.float32)[:, None],
+    )
+    sample = sampled(a, window=None)
+    sample.merge(sampled(b, window=None))
+    (rows,) = sample.rows[:, :, 0]
+    assert len(rows) == len(set(rows)) == observe.ROWS
+    assert set(rows[rows >= 0]) == set(rows[rows < 0] + 3000)
+
+
+def test_what_layers_read_is_its_histogram_and_their_rows() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 4, 5, 3)).astype(np.float32)
+    one, two, both = LayerInput(), LayerInput(), LayerInput()
+    for fold in (one, two, both):
+        fold.samples[WINDOW] = RowSample(WINDOW, 2, 12)
+    both.update(x)
+    one.update(x[:2])
+    two.update(x[2:])
+    one.merge(two)
+    assert same(one, both) and same(both, seen(x))
+    assert one.samples[WINDOW].rows.shape == both.samples[WINDOW].rows.shape == (2, 36, 12)
+    with pytest.raises(TypeError, match="the input of layers merges with the input of layers"):
+        one.merge(seen(x))
