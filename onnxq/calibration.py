@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from onnxq.data import Batch, Samples, batch_size, batches
+from onnxq.data import LARGEST_BATCH, Batch, Samples, batch_size, batches
 from onnxq.errors import CalibrationError
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
@@ -84,7 +84,10 @@ class Calibration:
     def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
         """Visit the layers of ``model``, which would be deployed as ``written``, on all samples."""
         session = Session(model)
-        held = list(batches(self.samples, session.inputs, batch_size(session, self.samples)))
+        size = batch_size(session, self.samples)
+        # Pieces of a model have little to do for one batch.
+        size = min(4 * size, LARGEST_BATCH) if size > 1 else size
+        held = list(batches(self.samples, session.inputs, size))
         return walk(model, written, steps, held, partial(self.progress, "walking through layers"))
 
     def warnings(self) -> list[str]:

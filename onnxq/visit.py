@@ -10,6 +10,7 @@ from onnxq.layers import Layer
 from onnxq.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.moments import InputMoments
+from onnxq.runtime import in_order
 from onnxq.spec import Array, Floats, QTensor
 
 # With more inputs of an output channel, second moments are too large to take and to invert.
@@ -35,10 +36,16 @@ class Visit:
     def inputs(self) -> InputMoments:
         """Moments of what the weights are multiplied with."""
         groups, _, size = self.layer.rows(self.layer.weight).shape
-        moments = InputMoments(groups, size)
-        for x, z in self.portions():
-            moments.update(x, z)
-        return moments
+
+        def of(portion: tuple[Floats, Floats]) -> InputMoments:
+            moments = InputMoments(groups, size)
+            moments.update(*portion)
+            return moments
+
+        total = InputMoments(groups, size)
+        for moments in in_order(of, self.portions()):
+            total.merge(moments)
+        return total
 
     @property
     def obstacle(self) -> str | None:

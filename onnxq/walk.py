@@ -26,9 +26,9 @@ from onnxq.visit import Visit
 
 # Rows of its input that a layer is judged by: so many for each input of an output channel, within
 # limits. Places of an image are alike, and second moments need no more.
-ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 24, 8192, 32768
+ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 48, 16384, 32768
 # Rows handed on at once.
-PORTION = 8192
+PORTION = 4096
 # Bytes that both streams may hold.
 BUDGET = 1 << 30
 

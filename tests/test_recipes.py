@@ -10,6 +10,14 @@ from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.recipes import NAMED, Recipe, build, plan
 
+# Where a pass has to stand; those that are not named, between the last two.
+ORDER = ("absorb-bias", "quantize-weights", "", "insert-qdq")
+
+
+def rank(name):
+    return ORDER.index(name if name in ORDER else "")
+
+
 RECIPES = {
     "default": build(),
     "narrow": build(bits=2, act_bits=3, act_range="percentile"),
@@ -17,7 +25,7 @@ RECIPES = {
     "with nodes left alone": build(keep_float=("head*", "*/stem")),
     **{name: build(**changes) for name, (_, changes) in NAMED.items()},
     "every pass": Recipe(
-        passes=sorted((kind() for kind in REGISTRY.values()), key=lambda p: p.name == "insert-qdq")
+        passes=sorted((kind() for kind in REGISTRY.values()), key=lambda p: rank(p.name))
     ),
 }
 

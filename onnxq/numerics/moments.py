@@ -4,6 +4,8 @@ x, y    input rows and outputs of the float model
 z, y_q  the same in the quantized model
 """
 
+from typing import Self
+
 import numpy as np
 
 from onnxq.spec import Array, Floats
@@ -41,8 +43,17 @@ class InputMoments:
         self.count += x.shape[1]
         self._x += x.sum(axis=1, dtype=np.float64)
         self._z += z.sum(axis=1, dtype=np.float64)
-        self._xz += x.transpose(0, 2, 1) @ z
-        self._zz += z.transpose(0, 2, 1) @ z
+        for group, (a, b) in enumerate(zip(x, z, strict=True)):
+            self._xz[group] += a.T @ b
+            self._zz[group] += b.T @ b
+
+    def merge(self, other: Self) -> None:
+        """Fold the rows in that another one has seen."""
+        self.count += other.count
+        self._x += other._x
+        self._z += other._z
+        self._xz += other._xz
+        self._zz += other._zz
 
     @property
     def hessian(self) -> Array:
