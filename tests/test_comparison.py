@@ -190,7 +190,8 @@ def test_images_are_read_and_the_float_model_is_run_once_for_all_rows(
     monkeypatch.setattr(Session, "run", counting_run)
     monkeypatch.setattr(Calibration, "collect", counting_collect)
     images = {"calib": tmp_path / "images", "preprocess": GRAY, "act_bits": (8, 4)}
-    sweep = compare_recipes(**digits | images | {"bits": (8, 4), "recipes": tuple(NAMED)})
+    alike = tuple(name for name in NAMED if name != "dfq")  # it calibrates another float model
+    sweep = compare_recipes(**digits | images | {"bits": (8, 4), "recipes": alike})
     assert [r.error for r in sweep.rows] == [None] * 4 * len(NAMED)
     assert len(opened) == 40
     assert set(opened.values()) == {1}

@@ -33,6 +33,7 @@ class InputMoments:
         self._x, self._z = np.zeros((2, groups, size))
         self._xz, self._zz = np.zeros((2, groups, size, size))
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever reads them looks for what overflowed
     def update(self, x: Floats, z: Floats) -> None:
         """Fold rows in.
 
