@@ -128,7 +128,7 @@ def convert(
     if print_recipe:
         said = signature(plan).parameters
         flags = {name: value for name, value in options.items() if name in said}
-        calibrated = not options["group_size"]
+        calibrated = calib is not None or isinstance(chosen, Recipe)
         printed = plan(chosen, keep_float=keep_float, calibrated=calibrated, **flags)
         click.echo(printed.to_toml(), nl=False)
         return 0

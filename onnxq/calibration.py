@@ -83,6 +83,8 @@ class Calibration:
 
     def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
         """Visit the layers of ``model``, which would be deployed as ``written``, on all samples."""
+        if not self.count:
+            self.collect(model, {})
         session = Session(model)
         size = batch_size(session, self.samples)
         # Pieces of a model have little to do for one batch.

@@ -214,7 +214,7 @@ def quantize(
     model.metadata["onnxq.recipe"] = recipe.to_json()
     if origin != ASSUMED or (calibration and isinstance(calibration.samples, Images)):
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()
-    if calibration is not None:
+    if calibration is not None and calibration.count:
         model.metadata["onnxq.calibration"] = calibration.digest
     return reference, model, outcomes
 
@@ -324,6 +324,9 @@ def _describe(
     """Write into the report what was seen of the data."""
     if calibration is None:
         report.notes.append("no calibration data: weights only, activations stay float")
+        return
+    if not calibration.count:
+        report.notes.append("no pass of this recipe looks at the calibration data")
         return
     samples = calibration.samples
     report.calibration = {

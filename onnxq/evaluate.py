@@ -166,7 +166,8 @@ def compare(
         for name, x in before.items():
             found.outputs.setdefault(name, Fidelity()).update(x, after[name])
         scores = _scores(before, labels is not None)
-        if scores is not None and before[scores].shape == after[scores].shape:
+        alike = scores is not None and before[scores].shape == after[scores].shape
+        if scores is not None and alike and len(before[scores]):
             logits, other = _flat(before[scores]), _flat(after[scores])
             answers.update(int(a) for a in logits.argmax(axis=1))
             truth = None if labels is None else np.array([labels[key] for key in batch.keys])

@@ -23,6 +23,7 @@ from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
+from onnxq.passes.correct_variance import CorrectVariance
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.equalize import Equalize
@@ -33,6 +34,7 @@ from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.search_sigma import SearchSigma
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import REGISTRY, Pass
@@ -52,6 +54,16 @@ PREPARATION: tuple[Pass, ...] = (
 )
 # What makes more of a graph run on integers, and would only slow it down in floats.
 EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations())
+
+
+# Lossy passes stand in this order, behind all exact ones; each works on what those before it left.
+ORDER = tuple(
+    kind.name
+    for kind in (
+        AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
+        CorrectVariance, CorrectBias, CorrectBiasAnalytic, InsertQdq,
+    )
+)  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -90,14 +102,13 @@ class Recipe(BaseModel):
         rounding, means = CompensateRounding.name, CorrectBias.name
         if rounding in names and means not in names[names.index(rounding) :]:
             raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
-        lossy = [p.name for p in self.lossy]
-        floats, integers = lossy[: self.first_integer], lossy[self.first_integer :]
-        if AbsorbBias.name in integers:
-            raise ValueError(f"{AbsorbBias.name} has to stand before {QuantizeWeights.name}")
-        if CorrectBiasAnalytic.name in floats:
-            raise ValueError(f"{CorrectBiasAnalytic.name} has to follow {QuantizeWeights.name}")
         if self.lossy and names[-1] != InsertQdq.name:
             raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
+        order = [p.name for p in self.passes if p.exact or p.name in ORDER]
+        wanted = [p.name for p in self.exact] + [name for name in ORDER if name in names]
+        if order != wanted:
+            first = next(b for a, b in zip(order, wanted, strict=True) if a != b)
+            raise ValueError(f"{first} has to stand further to the front: " + ", ".join(wanted))
         return self
 
     @property
@@ -363,8 +374,8 @@ def plan(
             raise UsageError(f"there is no recipe {recipe}; {hint}")
         if group_size and per_tensor:
             raise UsageError("--group-size and --per-tensor contradict each other")
-        if oaq and levels in ("ternary", "binary"):
-            raise UsageError(f"--oaq has no say over {levels} weights: their scale is an optimum")
+        if oaq and levels in ("ternary", "binary", "kmeans"):
+            raise UsageError(f"--oaq has no say over {levels} weights: they have an optimum")
         changes = NAMED[recipe][1].copy()
         if oaq:
             changes["weight_range"] = "oaq-mse"

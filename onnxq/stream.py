@@ -35,11 +35,6 @@ class Stream:
         return len(self._batches)
 
     @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return sum(batch.valid for batch in self._batches)
-
-    @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(x.nbytes for values in self._held.values() for x in values)
@@ -58,11 +53,6 @@ class Stream:
         for i, x in enumerate(self._held[name]):
             g, o = (affine.broadcast(v.astype(x.dtype), x.ndim, axis) for v in (gain, offset))
             self._held[name][i] = x * g + o
-
-    def keep(self, count: int) -> None:
-        """Go on with the first batches alone."""
-        self._batches = self._batches[:count]
-        self._held = {name: values[:count] for name, values in self._held.items()}
 
     def _advance(self, name: str) -> None:
         """Run what ``name`` needs and has not run, and forget what nobody will read any more."""

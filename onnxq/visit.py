@@ -59,6 +59,8 @@ class Visit:
             return "its data are transposed: rounded to nearest"
         if (size := layer.rows(layer.weight).shape[2]) > MOST_INPUTS:
             return f"it has {size} inputs, more than {MOST_INPUTS}: rounded to nearest"
+        if not self.inputs.count:
+            return "it read nothing on calibration data: rounded to nearest"
         if not np.isfinite(self.inputs.hessian).all():
             return "it read NaN or infinite values on calibration data: rounded to nearest"
         return None

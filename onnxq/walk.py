@@ -16,7 +16,7 @@ from onnxq.data import Batch
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
 from onnxq.numerics import affine
-from onnxq.numerics.bias import quantize_bias
+from onnxq.numerics.bias import fitted_scale, quantize_bias
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
@@ -50,22 +50,39 @@ def walk(
         progress: Called after every layer with 1 and the number of layers.
     """
     outcomes = {step.name: Outcome() for step in steps}
-    floats, quantized = Stream(model, batches), Stream(written, batches)
     nodes = {node.name: node for node in written.graph.nodes}
     visited = [layer for layer in layers(model) if layer.name in model.weights]
+    kept = batches[: _affordable(model, written, visited, nodes, batches[0])]
+    if len(kept) < len(batches):
+        count = sum(batch.valid for batch in kept)
+        outcomes[steps[0].name].remark("model", f"{count} samples, which is what the memory allows")
+    floats, quantized = Stream(model, kept), Stream(written, kept)
     # On one core, sums do not depend on the number of cores; the passes look for what overflows.
     with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
         for layer in visited:
             _visit(model, layer, floats, quantized, nodes, steps, outcomes)
-            held = floats.nbytes + quantized.nbytes
-            if held > BUDGET and len(floats) > 1:
-                fewer = max(1, len(floats) * BUDGET // held)
-                floats.keep(fewer)
-                quantized.keep(fewer)
-                what = f"from here on {floats.samples} samples, which is what the memory allows"
-                outcomes[steps[0].name].remark(layer.name, what)
             progress(1, len(visited))
     return outcomes
+
+
+def _affordable(
+    model: Model,
+    written: Model,
+    visited: Sequence[Layer],
+    nodes: Mapping[str, gs.Node],
+    batch: Batch,
+) -> int:
+    """How many batches both streams can hold, from what they hold of one."""
+    floats, quantized, most = Stream(model, [batch]), Stream(written, [batch]), 1
+    for layer in visited:
+        held = 0
+        node, end = nodes[layer.name], nodes[layer.end.name]
+        data = node.inputs[1 - layer.weight_index]
+        for read, read_q in ((layer.data, data), (layer.output, end.outputs[0])):
+            floats[read.name], quantized[read_q.name]
+            held += floats.nbytes + quantized.nbytes
+        most = max(most, held)
+    return max(1, BUDGET // most)
 
 
 def _visit(
@@ -81,6 +98,13 @@ def _visit(
     node, end, slot = nodes[layer.name], nodes[layer.end.name], layer.bias_slot
     truth, result = layer.output.name, end.outputs[0].name
     x, z = floats[layer.data.name], quantized[node.inputs[1 - layer.weight_index].name]
+    comparable = all(a.shape == b.shape and a.ndim > 1 for a, b in zip(x, z, strict=True))
+    if not comparable:
+        for outcome in outcomes.values():
+            outcome.skip(
+                layer.name, "the shape of what it reads depends on values, or has one axis"
+            )
+        return
     visit = Visit(model, layer, partial(_rows, layer, x, z))
     for step in steps:
         step.choose(visit, outcomes[step.name])
@@ -97,19 +121,22 @@ def _visit(
         if made is not None:
             seen.corrected(made.gain, made.offset)
             quantized.scale(result, made.gain, made.offset, axis)
-    input_scale = _input_scale(node, layer)
-    if layer.bias is not None and input_scale is not None:
-        codes, scale = quantize_bias(
-            layer.bias, model.weights[layer.name].params.scale, input_scale
-        )
+    if layer.bias is not None and (input_scale := _input_scale(node, layer)) is not None:
+        weight = model.weights[layer.name]
+        codes = weight.levels
+        dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, weight.params.axis))
+        fitted = fitted_scale(weight.params.scale, layer.bias, input_scale, np.asarray(dead))
+        codes, scale = quantize_bias(layer.bias, fitted, input_scale)
         rounding = codes * scale.astype(np.float64) - layer.bias
         quantized.scale(result, np.ones(layer.c_out), rounding, axis)
 
 
 def _input_scale(node: gs.Node, layer: Layer) -> float | None:
-    """The step of the codes that an integer layer reads."""
-    maker = node.inputs[1 - layer.weight_index].inputs
-    return float(maker[0].inputs[1].values) if maker and maker[0].op == "DequantizeLinear" else None
+    """The step of the codes that an integer layer reads; None for a layer that stays float."""
+    data, weight = (node.inputs[i].inputs for i in (1 - layer.weight_index, layer.weight_index))
+    if not (data and weight and data[0].op == weight[0].op == "DequantizeLinear"):
+        return None
+    return float(data[0].inputs[1].values)
 
 
 def _rows(

@@ -32,13 +32,14 @@ class CompensateRounding(LayerPass):
             outcome.skip(name, why)
             return
         hessian, goal = visit.inputs.hessian, visit.rows
+        extra = compensate.damping(hessian, visit.inputs.count)
         if self.prefix:
-            goal = compensate.target(goal, hessian, visit.inputs.cross)
+            goal = compensate.target(goal, hessian, visit.inputs.cross, extra)
         # Groups of inputs have scales of their own, which were fitted to them.
         factors = np.ones(1) if params.scale.ndim > 1 else compensate.FACTORS
         levels, factor = compensate.compensated(
             goal,
-            hessian,
+            hessian + extra,
             visit.scales,
             visit.top,
             visit.book,

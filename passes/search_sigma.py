@@ -30,5 +30,7 @@ class SearchSigma(LayerPass):
         shared = scale.ndim == 0
         sigma, finest = oaq.sigma_output(rows, visit.inputs.hessian, top, book, shared)
         scales = finest / sigma
-        visit.settle(compensate.nearest(rows / scales, top, book), scales / visit.scales[:, :, :1])
+        visit.settle(
+            compensate.to_levels(rows / scales, top, book), scales / visit.scales[:, :, :1]
+        )
         outcome.edit(name, f"sigma {np.min(sigma):.2f} to {np.max(sigma):.2f}")

@@ -8,14 +8,11 @@ from onnxq import UsageError
 from onnxq.errors import InputError
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
-from onnxq.recipes import NAMED, Recipe, build, plan
-
-# Where a pass has to stand; those that are not named, between the last two.
-ORDER = ("absorb-bias", "quantize-weights", "", "insert-qdq")
+from onnxq.recipes import NAMED, ORDER, Recipe, build, plan
 
 
 def rank(name):
-    return ORDER.index(name if name in ORDER else "")
+    return ORDER.index(name) if name in ORDER else -1
 
 
 RECIPES = {
@@ -247,7 +244,12 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         (("normalize", "normalize"), "only once"),
         (("quantize-weights",), "ends with insert-qdq"),
         (("insert-qdq", "quantize-weights"), "ends with insert-qdq"),
-        (("quantize-weights", "absorb-bias", "insert-qdq"), "has to stand before quantize-weights"),
+        (("quantize-weights", "absorb-bias", "insert-qdq"), "absorb-bias has to stand further"),
+        (("quantize-weights", "normalize", "insert-qdq"), "normalize has to stand further"),
+        (
+            ("quantize-weights", "correct-bias", "correct-variance", "insert-qdq"),
+            "correct-variance",
+        ),
     ],
 )
 def test_a_recipe_that_would_write_something_else_is_refused(

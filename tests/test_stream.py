@@ -85,15 +85,6 @@ def test_later_nodes_read_what_a_tensor_was_scaled_to():
         )
 
 
-def test_it_can_go_on_with_fewer_batches():
-    found = Stream(from_proto(BRANCHES), BATCHES)
-    found["a"]
-    found.keep(1)
-    assert len(found) == 1
-    (y,) = found["y"]
-    np.testing.assert_allclose(y, wanted("y")[0], rtol=1e-5, atol=1e-6)
-
-
 def test_rows_that_only_fill_a_batch_are_left_out():
     filled = Stream(from_proto(BRANCHES), [Batch(BATCHES[0].feeds, [0], 1)])
     assert [len(x) for x in filled["a"]] == [1]

@@ -49,6 +49,12 @@ def free_weight_scale(scale: Floats, bias: Floats, input_scale: float, dead: Arr
     return np.where(dead & (free >= TINY), free, scale)
 
 
+def fitted_scale(scale: Floats, bias: Floats, input_scale: float, dead: Array) -> Floats:
+    """The weight scales that hold the bias: free where all weights are zero, safe elsewhere."""
+    free = free_weight_scale(scale, bias, input_scale, dead)
+    return safe_weight_scale(free, bias, input_scale)
+
+
 def quantize_bias(bias: Floats, weight_scale: Floats, input_scale: float) -> tuple[Ints, Floats]:
     """Codes int32 (c_out,) and scale float32, () or (c_out,), of a bias."""
     scale = np.asarray(np.float32(input_scale) * weight_scale, np.float32)

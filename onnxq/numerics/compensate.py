@@ -19,26 +19,34 @@ from onnxq.spec import Array
 
 # Columns rounded before the rest of the matrix hears of it.
 BLOCK = 128
-# Added to the diagonal of H, relative to its mean.
+# Added to the diagonal of H at least, relative to its mean.
 DAMP = 0.01
 # Scales tried, relative to the one given.
 FACTORS = np.array([1.0, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2])
 
 
-def damping(hessian: Array) -> Array:
-    """D, added to H and G: diagonal (groups, size, size); 1 where all inputs are constant."""
+def damping(hessian: Array, count: float = np.inf) -> Array:
+    """D = max(0.01, (inputs / rows)^2) times the mean of H_ii, diagonal; 1 where all are zero.
+
+    Moments of few rows know the inputs badly; weights fitted to them would fail on others.
+
+    Args:
+        hessian: H.
+        count: Rows behind it.
+    """
+    size = hessian.shape[-1]
     mean = np.einsum("gii->gi", hessian).mean(axis=1)
-    return np.where(mean > 0, DAMP * mean, 1.0)[:, None, None] * np.eye(hessian.shape[-1])
+    extra = max(DAMP, (size / max(count, 1)) ** 2) * mean
+    return np.where(mean > 0, extra, 1.0)[:, None, None] * np.eye(size)
 
 
-def target(w: Array, hessian: Array, cross: Array) -> Array:
+def target(w: Array, hessian: Array, cross: Array, extra: Array) -> Array:
     """T = W (G + D) (H + D)^-1, which the damping D draws to W where the data say little."""
-    extra = damping(hessian)
     right = (cross + extra).transpose(0, 2, 1) @ w.transpose(0, 2, 1)
     return np.linalg.solve(hessian + extra, right).transpose(0, 2, 1)
 
 
-def nearest(u: Array, top: int, book: Array | None) -> Array:
+def to_levels(u: Array, top: int, book: Array | None) -> Array:
     """The nearest level of the uniform grid -top .. top, or of an ascending book."""
     if book is None:
         return np.clip(np.rint(u), -top, top)
@@ -80,7 +88,7 @@ def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -
         stop = min(start + BLOCK, size)
         e = np.empty((*w.shape[:2], stop - start))
         for i in range(start, stop):
-            q[:, :, i] = nearest(w[:, :, i] / scale[:, :, i], top, book)
+            q[:, :, i] = to_levels(w[:, :, i] / scale[:, :, i], top, book)
             e[:, :, i - start] = (w[:, :, i] - scale[:, :, i] * q[:, :, i]) / u[:, None, i, i]
             w[:, :, i + 1 : stop] -= e[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
         w[:, :, stop:] -= e @ u[:, start:stop, stop:]
@@ -100,7 +108,7 @@ def compensated(
 
     Args:
         w: What to round.
-        hessian: H.
+        hessian: H + D.
         scale: s, of the shape of ``w``.
         top: Largest level of the uniform grid.
         book: Levels, where they are not uniform.
@@ -110,13 +118,12 @@ def compensated(
     Returns:
         Levels of the shape of ``w``, and the factor of the scale, (groups, rows, 1).
     """
-    hessian = hessian + damping(hessian)
     groups, rows, size = w.shape
     # Scales are further rows of the same problem.
     finer = (factors[:, None, None] * scale[:, None]).reshape(groups, -1, size)
     clever = gptq(np.tile(w, (1, len(factors), 1)), hessian, finer, top, book)
     tried = np.concatenate([finer, scale], axis=1).reshape(groups, -1, rows, size)
-    plain = nearest(w / scale, top, book)
+    plain = to_levels(w / scale, top, book)
     q = np.concatenate([clever, plain], axis=1).reshape(tried.shape)
     errors = np.stack([error(tried[:, k] * q[:, k], w, hessian) for k in range(q.shape[1])], axis=1)
     if shared:

@@ -41,34 +41,44 @@ class InputMoments:
             x: Of the float model, float32 (groups, n, size).
             z: The same rows of the quantized model.
         """
-        self.count += x.shape[1]
-        self._x += x.sum(axis=1, dtype=np.float64)
-        self._z += z.sum(axis=1, dtype=np.float64)
+        if not x.shape[1]:
+            return
+        mean_x, mean_z = (a.mean(axis=1, dtype=np.float64) for a in (x, z))
+        x, z = (a - mean.astype(np.float32)[:, None] for a, mean in ((x, mean_x), (z, mean_z)))
+        xz, zz = np.zeros((2, *self._zz.shape))
         for group, (a, b) in enumerate(zip(x, z, strict=True)):
-            self._xz[group] += a.T @ b
-            self._zz[group] += b.T @ b
+            xz[group], zz[group] = a.T @ b, b.T @ b
+        self._fold(x.shape[1], mean_x, mean_z, xz, zz)
 
     def merge(self, other: Self) -> None:
         """Fold the rows in that another one has seen."""
-        self.count += other.count
-        self._x += other._x
-        self._z += other._z
-        self._xz += other._xz
-        self._zz += other._zz
+        self._fold(other.count, other._x, other._z, other._xz, other._zz)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _fold(self, count: int, x: Array, z: Array, xz: Array, zz: Array) -> None:
+        """Merge moments about means pairwise (Chan et al. 1983).
+
+        Means would drown a small spread beside them in a sum of squares.
+        """
+        if not count:
+            return
+        before, self.count = self.count, self.count + count
+        share = before * count / self.count
+        d_x, d_z = x - self._x, z - self._z
+        self._xz += xz + share * d_x[:, :, None] * d_z[:, None, :]
+        self._zz += zz + share * d_z[:, :, None] * d_z[:, None, :]
+        self._x = self._x + d_x * (count / self.count)
+        self._z = self._z + d_z * (count / self.count)
 
     @property
     def hessian(self) -> Array:
         """H, float64 (groups, size, size)."""
-        return self._central(self._zz, self._z)
+        return self._zz / max(self.count, 1)
 
     @property
     def cross(self) -> Array:
         """G, float64 (groups, size, size)."""
-        return self._central(self._xz, self._x)
-
-    def _central(self, products: Array, left: Array) -> Array:
-        means = left[:, :, None] / self.count * (self._z / self.count)[:, None, :]
-        return np.asarray(products / self.count - means)
+        return self._xz / max(self.count, 1)
 
 
 class OutputMoments:

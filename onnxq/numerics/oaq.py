@@ -104,7 +104,7 @@ def sigma_output(
 
     def lost(factor: float) -> Array:
         scale = plain / factor
-        return compensate.error(scale * compensate.nearest(w / scale, top, book), w, hessian)
+        return compensate.error(scale * compensate.to_levels(w / scale, top, book), w, hessian)
 
     errors = np.array([lost(factor) for factor in SIGMAS])
     if shared:

@@ -269,7 +269,7 @@ def test_preprocessing_beside_the_model_is_found(here, onnxq):
 
 def test_a_printed_recipe_does_what_its_flags_do(here, onnxq):
     flags = ("--bits", "4", "--act-bits", "6", "--oaq", "--per-tensor", "--keep-float", "/head/*")
-    printed = onnxq("convert", "model.onnx", *flags, "--print-recipe").stdout
+    printed = onnxq("convert", "model.onnx", *TENSORS, *flags, "--print-recipe").stdout
     (here / "r.toml").write_text(printed, encoding="utf-8")
     assert tomllib.loads(printed)["keep_float"] == ["/head/*"]
     onnxq("convert", "model.onnx", *TENSORS, *flags, "-o", "flags.onnx")

@@ -27,7 +27,7 @@ def by_least_squares(w, hessian, scale, book):
     fixed = np.full(len(w), np.nan)
     free = w.copy()
     for i, column in enumerate(order):
-        fixed[column] = compensate.nearest(free[column] / scale[column], 3, book)
+        fixed[column] = compensate.to_levels(free[column] / scale[column], 3, book)
         rest, done = order[i + 1 :], order[: i + 1]
         lost = scale[done] * fixed[done] - w[done]
         inner = hessian[np.ix_(rest, rest)]
@@ -55,9 +55,9 @@ def test_gptq_is_rounding_with_the_rest_solved_for_anew(block, book, seed):
 def test_compensation_is_never_worse_than_rounding(shared, book, seed):
     w, hessian, scale = problem(seed)
     metric = hessian + compensate.damping(hessian)
-    q, factor = compensate.compensated(w, hessian, scale, 3, book, shared=shared)
+    q, factor = compensate.compensated(w, metric, scale, 3, book, shared=shared)
     found = compensate.error(factor * scale * q, w, metric)
-    plain = compensate.error(scale * compensate.nearest(w / scale, 3, book), w, metric)
+    plain = compensate.error(scale * compensate.to_levels(w / scale, 3, book), w, metric)
     if shared:
         assert np.unique(factor).size == 1
         assert found.sum() <= plain.sum()
@@ -70,10 +70,10 @@ def test_compensation_comes_near_what_an_exhaustive_search_finds():
     for seed in range(20):
         w, hessian, scale = problem(seed, groups=1, rows=1, size=5)
         metric = hessian + compensate.damping(hessian)
-        q, _ = compensate.compensated(w, hessian, scale, 3, None, factors=np.ones(1))
+        q, _ = compensate.compensated(w, metric, scale, 3, None, factors=np.ones(1))
         every = np.array(list(itertools.product(range(-3, 4), repeat=5)))[None]
         best = compensate.error(scale[:, :1] * every, w, metric).min()
-        plain = compensate.error(scale * compensate.nearest(w / scale, 3, None), w, metric)
+        plain = compensate.error(scale * compensate.to_levels(w / scale, 3, None), w, metric)
         found = compensate.error(scale * q, w, metric)
         excess.append([(found / best).item(), (plain / best).item()])
     found, plain = np.mean(excess, axis=0)
@@ -95,8 +95,9 @@ def test_the_target_is_a_ridge_regression_onto_the_float_outputs(seed):
     x, z = x - x.mean(axis=1), z - z.mean(axis=1)
     w = rng.standard_normal((1, 2, 4))
     hessian, cross = z.transpose(0, 2, 1) @ z / 50, x.transpose(0, 2, 1) @ z / 50
-    found = compensate.target(w, hessian, cross)[0]
-    root = np.sqrt(50 * compensate.damping(hessian)[0])
+    extra = compensate.damping(hessian)
+    found = compensate.target(w, hessian, cross, extra)[0]
+    root = np.sqrt(50 * extra[0])
     inputs = np.concatenate([z[0], root])
     outputs = np.concatenate([x[0] @ w[0].T, root @ w[0].T])
     wanted, *_ = np.linalg.lstsq(inputs, outputs, rcond=None)
@@ -105,10 +106,20 @@ def test_the_target_is_a_ridge_regression_onto_the_float_outputs(seed):
 
 def test_the_target_of_undisturbed_inputs_is_the_weight():
     w, hessian, _ = problem(1)
-    np.testing.assert_allclose(compensate.target(w, hessian, hessian), w, atol=1e-12)
+    np.testing.assert_allclose(
+        compensate.target(w, hessian, hessian, compensate.damping(hessian)), w, atol=1e-12
+    )
 
 
 def test_inputs_that_never_move_leave_rounding_to_nearest():
     w, hessian, scale = problem(2)
-    q, _ = compensate.compensated(w, 0 * hessian, scale, 3, None, factors=np.ones(1))
-    np.testing.assert_array_equal(q, compensate.nearest(w / scale, 3, None))
+    q, _ = compensate.compensated(
+        w, compensate.damping(0 * hessian), scale, 3, None, factors=np.ones(1)
+    )
+    np.testing.assert_array_equal(q, compensate.to_levels(w / scale, 3, None))
+
+
+def test_few_rows_damp_more():
+    hessian = np.eye(4)[None]
+    assert compensate.damping(hessian, 4000)[0, 0, 0] == compensate.DAMP
+    assert compensate.damping(hessian, 4)[0, 0, 0] == 1.0

@@ -10,17 +10,29 @@ rng = np.random.default_rng(0)
 CUTS = st.lists(st.integers(0, 60), max_size=3)
 
 
-@given(cuts=CUTS)
-def test_of_inputs(cuts):
-    x = rng.standard_normal((2, 60, 5)).astype(np.float32) + 3
+@given(cuts=CUTS, offset=st.sampled_from([0.0, 3e3]))
+def test_of_inputs(cuts, offset):
+    x = (rng.standard_normal((2, 60, 5)) + offset).astype(np.float32)
     z = (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
     moments = InputMoments(2, 5)
     for a, b in zip(np.split(x, sorted(cuts), 1), np.split(z, sorted(cuts), 1), strict=True):
         moments.update(a, b)
     for group in range(2):
         both = np.cov(x[group].T, z[group].T, bias=True)
-        np.testing.assert_allclose(moments.cross[group], both[:5, 5:], atol=1e-5)
-        np.testing.assert_allclose(moments.hessian[group], both[5:, 5:], atol=1e-5)
+        np.testing.assert_allclose(moments.cross[group], both[:5, 5:], atol=1e-4)
+        np.testing.assert_allclose(moments.hessian[group], both[5:, 5:], atol=1e-4)
+
+
+def test_of_inputs_seen_by_two():
+    x, z = rng.standard_normal((2, 2, 60, 5)).astype(np.float32)
+    one, two, whole = (InputMoments(2, 5) for _ in range(3))
+    one.update(x[:, :20], z[:, :20])
+    two.update(x[:, 20:], z[:, 20:])
+    whole.update(x, z)
+    one.merge(two)
+    assert one.count == whole.count == 60
+    np.testing.assert_allclose(one.cross, whole.cross, atol=1e-6)
+    np.testing.assert_allclose(one.hessian, whole.hessian, atol=1e-6)
 
 
 @given(cuts=CUTS, offset=st.sampled_from([0.0, 1e4]))

@@ -104,7 +104,7 @@ def test_a_very_wide_layer_is_left_as_it_was_rounded(monkeypatch):
 
 
 def test_memory_that_runs_out_leaves_fewer_samples(monkeypatch):
-    monkeypatch.setattr("onnxq.walk.BUDGET", 1 << 16)
+    monkeypatch.setattr("onnxq.walk.BUDGET", 1 << 20)
     *_, outcomes = walked(NETWORK, *STEPS, data=samples(NETWORK, 256), bits=4)
     assert "which is what the memory allows" in outcomes["compensate-rounding"].remarks[0].what
     assert len(outcomes["correct-bias"].edits) == 4
