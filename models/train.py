@@ -70,7 +70,7 @@ RECIPES = {
     "resnet56": Recipe(10),
     "densenet-bc-100": Recipe(5),
     "mobilenetv2": Recipe(12, decay=1e-4, half=False),
-    "mobilenetv3": Recipe(16, decay=1e-4, half=False),
+    "mobilenetv3": Recipe(40, decay=1e-4, half=False),
     "vit": Recipe(10, rate=1e-3, decay=0.05, adam=True, grows=False),
     "segmenter": Recipe(3, SHAPES, rate=0.05, grows=False),
 }

@@ -89,8 +89,8 @@ def layer_errors(
             wanted = batch.trim(truth[p.result])
             found = batch.trim(mixed[p.result])
             accumulated[p.name].update(wanted, found)
-            ends = [np.moveaxis(x, p.axis, -1) for x in (wanted, found)]
-            means.setdefault(p.name, OutputMoments(ends[0].shape[-1])).update(*ends)
+            channels = OutputMoments(wanted.shape[p.axis])
+            means.setdefault(p.name, channels).update(wanted, found, p.axis)
             isolated[p.name].update(wanted, batch.trim(single[p.result]))
         progress("comparing layers", batch.valid, samples.total)
     errors = [

@@ -16,6 +16,9 @@ from onnxq.spec import Array, Floats, QTensor
 # With more inputs of an output channel, second moments are too large to take and to invert.
 MOST_INPUTS = 8192
 
+# Makes rows of the float model and of the quantized one, each (groups, n, inputs).
+Portion = Callable[[], tuple[Floats, Floats]]
+
 
 @dataclass
 class Visit:
@@ -24,22 +27,22 @@ class Visit:
     Attributes:
         model: The model; its plan and its biases are the pass's to edit.
         layer: The layer.
-        portions: What the weights are multiplied with, in the float model and in the quantized one,
-            in portions (groups, n, inputs of an output channel) of the same places.
+        portions: What the weights are multiplied with, rows of the same places of the input in both
+            models.
     """
 
     model: Model
     layer: Layer
-    portions: Callable[[], Iterator[tuple[Floats, Floats]]]
+    portions: Callable[[], Iterator[Portion]]
 
     @cached_property
     def inputs(self) -> InputMoments:
         """Moments of what the weights are multiplied with."""
         groups, _, size = self.layer.rows(self.layer.weight).shape
 
-        def of(portion: tuple[Floats, Floats]) -> InputMoments:
+        def of(portion: Portion) -> InputMoments:
             moments = InputMoments(groups, size)
-            moments.update(*portion)
+            moments.update(*portion())
             return moments
 
         total = InputMoments(groups, size)

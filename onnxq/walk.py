@@ -18,17 +18,18 @@ from onnxq.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.bias import fitted_scale, quantize_bias
 from onnxq.numerics.moments import OutputMoments
-from onnxq.numerics.unfold import count_places, patches
+from onnxq.numerics.unfold import Window, count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
-from onnxq.spec import Floats
+from onnxq.runtime import in_order
+from onnxq.spec import Floats, Ints, QTensor
 from onnxq.stream import Stream
-from onnxq.visit import Visit
+from onnxq.visit import Portion, Visit
 
 # Rows of its input that a layer is judged by: so many for each input of an output channel, within
 # limits. Places of an image are alike, and second moments need no more.
-ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 48, 16384, 32768
-# Rows handed on at once.
-PORTION = 4096
+ROWS_PER_INPUT, LEAST_ROWS, MOST_ROWS = 20, 6144, 32768
+# Rows handed on at once, at least.
+PORTION = 1024
 # Bytes that both streams may hold.
 BUDGET = 1 << 30
 
@@ -105,7 +106,7 @@ def _visit(
                 layer.name, "the shape of what it reads depends on values, or has one axis"
             )
         return
-    visit = Visit(model, layer, partial(_rows, layer, x, z))
+    visit = Visit(model, layer, partial(_portions, layer, x, z))
     for step in steps:
         step.choose(visit, outcomes[step.name])
     weight = model.weights[layer.name]
@@ -114,21 +115,27 @@ def _visit(
     if slot is not None and isinstance(layer.bias_tensor, gs.Constant):
         quantized.fix(end.inputs[slot[1]].name, layer.bias_tensor.values)
     seen, axis = OutputMoments(layer.c_out), layer.result_axis
-    for y, y_q in zip(floats[truth], quantized[result], strict=True):
-        seen.update(np.moveaxis(y, axis, -1), np.moveaxis(y_q, axis, -1))
+    pairs = zip(floats[truth], quantized[result], strict=True)
+    for moments in in_order(lambda pair: OutputMoments(layer.c_out).update(*pair, axis), pairs):
+        seen.merge(moments)
+    gain, offset = np.ones(layer.c_out), np.zeros(layer.c_out)
     for step in steps:
         made = step.correct(visit, seen, outcomes[step.name])
         if made is not None:
             seen.corrected(made.gain, made.offset)
-            quantized.scale(result, made.gain, made.offset, axis)
+            gain, offset = made.gain * gain, made.gain * offset + made.offset
     if layer.bias is not None and (input_scale := _input_scale(node, layer)) is not None:
-        weight = model.weights[layer.name]
-        codes = weight.levels
-        dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, weight.params.axis))
-        fitted = fitted_scale(weight.params.scale, layer.bias, input_scale, np.asarray(dead))
-        codes, scale = quantize_bias(layer.bias, fitted, input_scale)
-        rounding = codes * scale.astype(np.float64) - layer.bias
-        quantized.scale(result, np.ones(layer.c_out), rounding, axis)
+        offset = offset + _bias_rounding(model.weights[layer.name], layer.bias, input_scale)
+    quantized.scale(result, gain, offset, axis)
+
+
+def _bias_rounding(weight: QTensor, bias: Floats, input_scale: float) -> Floats:
+    """What rounding to int32 will do to the bias of an integer layer, (c_out,)."""
+    levels, axis = weight.levels, weight.params.axis
+    dead = np.asarray(~levels.any(axis=affine.reduce_axes(levels.ndim, axis)))
+    fitted = fitted_scale(weight.params.scale, bias, input_scale, dead)
+    codes, scale = quantize_bias(bias, fitted, input_scale)
+    return np.asarray(codes * scale.astype(np.float64) - bias)
 
 
 def _input_scale(node: gs.Node, layer: Layer) -> float | None:
@@ -139,27 +146,27 @@ def _input_scale(node: gs.Node, layer: Layer) -> float | None:
     return float(data[0].inputs[1].values)
 
 
-def _rows(
-    layer: Layer, x: Sequence[Floats], z: Sequence[Floats]
-) -> Iterator[tuple[Floats, Floats]]:
-    """Rows of a layer's input, (groups, n, inputs), at places drawn from all batches alike."""
+def _portions(layer: Layer, x: Sequence[Floats], z: Sequence[Floats]) -> Iterator[Portion]:
+    """Rows of a layer's input at places drawn from all batches alike, some batches at a time."""
     size = layer.rows(layer.weight).shape[2]
     wanted = min(max(ROWS_PER_INPUT * size, LEAST_ROWS), MOST_ROWS)
-    window = layer.window
-    there = [count_places(a, window) for a in x]
+    there = [count_places(a, layer.window) for a in x]
     rng = np.random.default_rng(0)
-    portion: list[tuple[Floats, Floats]] = []
+    group: list[tuple[Floats, Floats, Ints]] = []
     for a, b, places in zip(x, z, there, strict=True):
         count = min(places, -(-wanted * places // max(sum(there), 1)))
-        chosen = np.sort(rng.choice(places, count, replace=False))
-        portion.append((patches(a, window, chosen), patches(b, window, chosen)))
-        if sum(r.shape[1] for r, _ in portion) >= PORTION:
-            yield _joined(portion)
-            portion = []
-    if portion:
-        yield _joined(portion)
+        group.append((a, b, np.sort(rng.choice(places, count, replace=False))))
+        if sum(len(chosen) for *_, chosen in group) >= PORTION:
+            yield partial(_rows, layer.window, group)
+            group = []
+    if group:
+        yield partial(_rows, layer.window, group)
 
 
-def _joined(portion: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    x, z = (np.concatenate(side, axis=1) for side in zip(*portion, strict=True))
+def _rows(
+    window: Window | None, group: Sequence[tuple[Floats, Floats, Ints]]
+) -> tuple[Floats, Floats]:
+    """Rows of both models, (groups, n, inputs)."""
+    x = np.concatenate([patches(a, window, chosen) for a, _, chosen in group], axis=1)
+    z = np.concatenate([patches(b, window, chosen) for _, b, chosen in group], axis=1)
     return x, z

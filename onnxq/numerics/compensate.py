@@ -22,7 +22,7 @@ BLOCK = 128
 # Added to the diagonal of H at least, relative to its mean.
 DAMP = 0.01
 # Scales tried, relative to the one given.
-FACTORS = np.array([1.0, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2])
+FACTORS = np.array([1.0, 0.55, 0.7, 0.85, 1.15, 1.3])
 
 
 def damping(hessian: Array, count: float = np.inf) -> Array:

@@ -4,6 +4,7 @@ x, y    input rows and outputs of the float model
 z, y_q  the same in the quantized model
 """
 
+import math
 from typing import Self
 
 import numpy as np
@@ -98,25 +99,44 @@ class OutputMoments:
         self.mean, self.mean_q = np.zeros((2, channels))
         self._yy, self._yq, self._qq = np.zeros((3, channels))
 
-    def update(self, y: Floats, y_q: Floats) -> None:
-        """Fold results of the float and of the quantized layer in, float32 (..., channels).
+    @np.errstate(over="ignore", invalid="ignore")
+    def update(self, y: Floats, y_q: Floats, axis: int) -> Self:
+        """Fold results of the float and of the quantized layer in, channels at ``axis``.
 
-        The moments about the mean are merged pairwise (Chan et al. 1983), which loses nothing
-        where a mean is large beside its spread.
+        The moments about the mean are summed in float32, in portions.
         """
-        y, y_q = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (y, y_q))
-        before, self.count = self.count, self.count + len(y)
-        if not len(y):
+        axis %= y.ndim
+        shape = (math.prod(y.shape[:axis]), y.shape[axis], math.prod(y.shape[axis + 1 :]))
+        if not y.size:
+            return self
+        y, y_q = y.reshape(shape), y_q.reshape(shape)
+        count = shape[0] * shape[2]
+        mean, mean_q = (a.sum(axis=(0, 2), dtype=np.float64) / count for a in (y, y_q))
+        y, y_q = y - mean.astype(y.dtype)[:, None], y_q - mean_q.astype(y.dtype)[:, None]
+        pairs = ((y, y), (y, y_q), (y_q, y_q))
+        sums = [np.einsum("ocn,ocn->oc", a, b).sum(axis=0, dtype=np.float64) for a, b in pairs]
+        self._fold(count, mean, mean_q, *sums)
+        return self
+
+    def merge(self, other: Self) -> None:
+        """Fold the results in that another one has seen."""
+        self._fold(other.count, other.mean, other.mean_q, other._yy, other._yq, other._qq)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _fold(
+        self, count: int, mean: Array, mean_q: Array, yy: Array, yq: Array, qq: Array
+    ) -> None:
+        """Merge moments about means pairwise, as those of inputs."""
+        if not count:
             return
-        mean, mean_q = y.mean(axis=0), y_q.mean(axis=0)
+        before, self.count = self.count, self.count + count
+        share = before * count / self.count
         d, d_q = mean - self.mean, mean_q - self.mean_q
-        share = before * len(y) / self.count
-        y, y_q = y - mean, y_q - mean_q
-        self._yy += np.einsum("nc,nc->c", y, y) + share * d * d
-        self._yq += np.einsum("nc,nc->c", y, y_q) + share * d * d_q
-        self._qq += np.einsum("nc,nc->c", y_q, y_q) + share * d_q * d_q
-        self.mean = self.mean + d * (len(y) / self.count)
-        self.mean_q = self.mean_q + d_q * (len(y) / self.count)
+        self._yy = self._yy + yy + share * d * d
+        self._yq = self._yq + yq + share * d * d_q
+        self._qq = self._qq + qq + share * d_q * d_q
+        self.mean = self.mean + d * (count / self.count)
+        self.mean_q = self.mean_q + d_q * (count / self.count)
 
     def corrected(self, gain: Floats, offset: Floats) -> None:
         """Put gain y_q + offset, each (channels,), in the place of y_q."""

@@ -79,11 +79,11 @@ def patches(x: Floats, window: Window | None, places: Array) -> Floats:
     pads = window.padding(x.shape[2:])
     around = [(pads[i], pads[len(window.kernel) + i]) for i in axes]
     padded = np.pad(x, [(0, 0), (0, 0), *around])
-    taps = []
-    for tap in np.ndindex(*window.kernel):
-        at = (corner[i] * window.strides[i] + tap[i] * window.dilations[i] for i in axes)
-        taps.append(padded[(image, slice(None), *at)])
-    rows = np.stack(taps, axis=-1).reshape(len(places), window.groups, -1)
+    rows = np.empty((len(places), x.shape[1], math.prod(window.kernel)), x.dtype)
+    for i, tap in enumerate(np.ndindex(*window.kernel)):
+        at = (corner[n] * window.strides[n] + tap[n] * window.dilations[n] for n in axes)
+        rows[:, :, i] = padded[(image, slice(None), *at)]
+    rows = rows.reshape(len(places), window.groups, x.shape[1] // window.groups * rows.shape[2])
     return np.ascontiguousarray(rows.transpose(1, 0, 2))
 
 
