@@ -7,7 +7,7 @@ import onnxq
 from onnxq.conversion import largest_change
 from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, PassError, UsageError
-from onnxq.evaluate import compare
+from onnxq.evaluate import Comparison, Rate, compare
 from onnxq.model import from_proto
 from onnxq.preprocess import PRESETS
 from onnxq.runtime import Session
@@ -170,3 +170,11 @@ def test_verification_sees_where_an_output_stops_being_finite(tmp_path):
     prepared = from_proto(build("(float[8] x) => (float[] y) { y = Log(x) }"))
     with pytest.raises(PassError, match="finite"):
         largest_change(Session(tmp_path / "m.onnx"), prepared, None)
+
+
+def test_one_answer_that_hangs_by_a_tie_is_no_reason_to_doubt_the_processor():
+    found = Comparison(exact=Rate(hits=19, count=20))
+    assert found.warnings == []
+    found.exact = Rate(hits=17, count=20)
+    (warning,) = found.warnings
+    assert "disagree on this processor (85.0 % equal answers)" in warning

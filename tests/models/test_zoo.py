@@ -100,7 +100,9 @@ def test_every_form_converts_to_8_bits_and_stays_as_accurate(
         digits = np.load(zoo.ROOT / entry["data"]["file"])["calib"]
         calib = [{"image": digits.astype(np.float32) / 16}]
     output = tmp_path / "q.onnx"
-    report = onnxq.convert(zoo.ROOT / file["file"], output, calib=calib)
+    # The forms of a network differ in their graphs, which one careful conversion is enough for.
+    quality = "balanced" if file["file"] == entry["file"] else "fast"
+    report = onnxq.convert(zoo.ROOT / file["file"], output, quality=quality, calib=calib)
     assert (len(report.kernels.integer), report.kernels.floating) == (LAYERS[entry["name"]], [])
     assert not report.warnings
     largest = LARGEST.get(entry["name"], 0.34)
