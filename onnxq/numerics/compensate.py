@@ -82,7 +82,7 @@ def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -
     h = np.take_along_axis(hessian, columns, axis=2)
     h = np.take_along_axis(h, order[:, :, None], axis=1)
     # H = A Aᵀ with A upper, the factor of H in reversed order, gives H^-1 = Uᵀ U with U = A^-1.
-    u = np.linalg.inv(np.linalg.cholesky(h[:, ::-1, ::-1]))[:, ::-1, ::-1]
+    u = np.linalg.inv(_cholesky(h[:, ::-1, ::-1]))[:, ::-1, ::-1]
     q = np.empty_like(w)
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
@@ -93,6 +93,16 @@ def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -
             w[:, :, i + 1 : stop] -= e[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
         w[:, :, stop:] -= e @ u[:, start:stop, stop:]
     return np.take_along_axis(q, np.argsort(order, axis=1)[:, None, :], axis=2)
+
+
+def _cholesky(h: Array) -> Array:
+    """The lower factor; where sums of rounded products left H not quite positive, of more of D."""
+    extra = 0.0 * h
+    while True:
+        try:
+            return np.linalg.cholesky(h + extra)
+        except np.linalg.LinAlgError:
+            extra = 10.0 * extra + damping(np.abs(h))
 
 
 def compensated(

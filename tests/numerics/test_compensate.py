@@ -123,3 +123,12 @@ def test_few_rows_damp_more():
     hessian = np.eye(4)[None]
     assert compensate.damping(hessian, 4000)[0, 0, 0] == compensate.DAMP
     assert compensate.damping(hessian, 4)[0, 0, 0] == 1.0
+
+
+def test_a_hessian_that_is_not_quite_positive_is_damped_until_it_is():
+    w, _, scale = problem(3, groups=1)
+    direction = np.ones((6, 1)) / np.sqrt(6)
+    hessian = (np.eye(6) - 1.001 * direction @ direction.T)[None]
+    q = compensate.gptq(w, hessian, scale, 3, None)
+    assert np.isfinite(q).all()
+    assert np.abs(q).max() <= 3
