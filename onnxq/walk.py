@@ -16,7 +16,7 @@ from onnxq.data import Batch
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
 from onnxq.numerics import affine
-from onnxq.numerics.bias import fitted_scale, quantize_bias
+from onnxq.numerics.bias import fit_weight, quantize_bias
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import Window, count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
@@ -131,10 +131,8 @@ def _visit(
 
 def _bias_rounding(weight: QTensor, bias: Floats, input_scale: float) -> Floats:
     """What rounding to int32 will do to the bias of an integer layer, (c_out,)."""
-    levels, axis = weight.levels, weight.params.axis
-    dead = np.asarray(~levels.any(axis=affine.reduce_axes(levels.ndim, axis)))
-    fitted = fitted_scale(weight.params.scale, bias, input_scale, dead)
-    codes, scale = quantize_bias(bias, fitted, input_scale)
+    fitted, _ = fit_weight(weight, bias, input_scale)
+    codes, scale = quantize_bias(bias, fitted.params.scale, input_scale)
     return np.asarray(codes * scale.astype(np.float64) - bias)
 
 

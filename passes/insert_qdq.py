@@ -17,13 +17,8 @@ from pydantic import Field
 
 from onnxq.layers import Layer, layer_of
 from onnxq.model import FLOAT, Model
-from onnxq.numerics import affine, levels
-from onnxq.numerics.bias import (
-    exact_codes,
-    free_weight_scale,
-    quantize_bias,
-    safe_weight_scale,
-)
+from onnxq.numerics import affine
+from onnxq.numerics.bias import exact_codes, fit_weight, quantize_bias
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import (
     ACTIVATIONS,
@@ -37,7 +32,7 @@ from onnxq.placement import (
     moved,
     place,
 )
-from onnxq.spec import Array, Floats, Ints, QParams, QTensor
+from onnxq.spec import Array, Floats, Ints, QParams
 from onnxq.storage import OLDEST, Storage
 
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
@@ -253,7 +248,10 @@ class _Emitter:
             # Without one, onnxruntime merges it with a Transpose or Sum and then cannot fuse it.
             bias = np.zeros(layer.c_out, np.float32)
         if bias is not None:
-            weight = self._fit_bias(layer, weight, bias, input_scale)
+            weight, raised = fit_weight(weight, bias, input_scale)
+            if raised:
+                what = f"weight scale raised on {raised} channels to fit the bias"
+                self.outcome.remark(layer.name, what)
             self._store_bias(layer, *quantize_bias(bias, weight.params.scale, input_scale))
         params = weight.params
         # onnxruntime fuses a Gemm, or a MatMul and Add it makes one of, only if the zero point of
@@ -266,23 +264,6 @@ class _Emitter:
             params.axis,
             layer.op in ("Gemm", "MatMul"),
         )
-
-    def _fit_bias(self, layer: Layer, weight: QTensor, bias: Floats, input_scale: float) -> QTensor:
-        """Requantize the channels whose bias would overflow int32, or vanish, on their scale."""
-        params, codes = weight.params, weight.levels
-        dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, params.axis))
-        free = free_weight_scale(params.scale, bias, input_scale, np.asarray(dead))
-        scale = safe_weight_scale(free, bias, input_scale)
-        if count := int(np.sum(scale != free)):
-            what = f"weight scale raised on {count} channels to fit the bias"
-            self.outcome.remark(layer.name, what)
-        fitted = replace(params, scale=scale)
-        if weight.book is None:
-            return QTensor(affine.quantize(affine.values(weight), fitted), fitted)
-        u = affine.values(weight) / affine.broadcast(scale, codes.ndim, params.axis)
-        changed = affine.broadcast(scale != params.scale, codes.ndim, params.axis)
-        nearest = levels.nearest(u, weight.book.astype(np.float64))
-        return QTensor(np.where(changed, nearest, weight.codes), fitted, weight.book)
 
     def _float_layer(self, layer: Layer) -> None:
         """Stored weight of a layer that computes in floats, and a bias that keeps it so.

@@ -3,10 +3,13 @@
 s_b = s_x s_w,   b_int = round(b / s_b),   z = 0
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from onnxq.numerics import affine, levels
 from onnxq.numerics.affine import TINY
-from onnxq.spec import Array, Floats, Ints
+from onnxq.spec import Array, Floats, Ints, QTensor
 
 # Half the int32 range, so that the products have the other half.
 BIAS_MAX = 2.0**30
@@ -49,10 +52,25 @@ def free_weight_scale(scale: Floats, bias: Floats, input_scale: float, dead: Arr
     return np.where(dead & (free >= TINY), free, scale)
 
 
-def fitted_scale(scale: Floats, bias: Floats, input_scale: float, dead: Array) -> Floats:
-    """The weight scales that hold the bias: free where all weights are zero, safe elsewhere."""
-    free = free_weight_scale(scale, bias, input_scale, dead)
-    return safe_weight_scale(free, bias, input_scale)
+def fit_weight(weight: QTensor, bias: Floats, input_scale: float) -> tuple[QTensor, int]:
+    """The weight on scales that hold the bias, and on how many channels they had to be raised.
+
+    Args:
+        weight: Its scale is () or (c_out,).
+        bias: (c_out,).
+        input_scale: s_x.
+    """
+    params, codes = weight.params, weight.levels
+    dead = ~codes.any(axis=affine.reduce_axes(codes.ndim, params.axis))
+    free = free_weight_scale(params.scale, bias, input_scale, np.asarray(dead))
+    scale = safe_weight_scale(free, bias, input_scale)
+    fitted, raised = replace(params, scale=scale), int(np.sum(scale != free))
+    if weight.book is None:
+        return QTensor(affine.quantize(affine.values(weight), fitted), fitted), raised
+    u = affine.values(weight) / affine.broadcast(scale, codes.ndim, params.axis)
+    changed = affine.broadcast(scale != params.scale, codes.ndim, params.axis)
+    nearest = levels.nearest(u, weight.book.astype(np.float64))
+    return QTensor(np.where(changed, nearest, weight.codes), fitted, weight.book), raised
 
 
 def quantize_bias(bias: Floats, weight_scale: Floats, input_scale: float) -> tuple[Ints, Floats]:

@@ -15,6 +15,7 @@ groups: w (groups, rows, size), H (groups, size, size).
 
 import numpy as np
 
+from onnxq.numerics.levels import nearest
 from onnxq.spec import Array
 
 # Columns rounded before the rest of the matrix hears of it.
@@ -50,7 +51,7 @@ def to_levels(u: Array, top: int, book: Array | None) -> Array:
     """The nearest level of the uniform grid -top .. top, or of an ascending book."""
     if book is None:
         return np.clip(np.rint(u), -top, top)
-    return np.asarray(book[np.searchsorted((book[1:] + book[:-1]) / 2, u)])
+    return np.asarray(book[nearest(u, book)])
 
 
 def error(w_q: Array, w: Array, hessian: Array) -> Array:
