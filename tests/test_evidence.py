@@ -1,7 +1,10 @@
 """Evidence about models of any kind, and nothing lost when gathering it fails."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 import onnxq
 from onnxq.conversion import largest_change
@@ -9,6 +12,7 @@ from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
 from onnxq.model import from_proto
+from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import PRESETS
 from onnxq.runtime import Session
 from tests.graphs import build
@@ -178,3 +182,18 @@ def test_one_answer_that_hangs_by_a_tie_is_no_reason_to_doubt_the_processor():
     found.exact = Rate(hits=17, count=20)
     (warning,) = found.warnings
     assert "disagree on this processor (85.0 % equal answers)" in warning
+
+
+def test_of_many_reasons_the_first_are_printed_and_all_are_kept():
+    outcome = Outcome(skips=[Skip(f"node{i}", f"reason {i}") for i in range(20)])
+    outcome.skips.append(Skip("node20", "reason 0"))
+    report = onnxq.Report("a.onnx", "b.onnx", "w8a8", 1, outcomes={"equalize": outcome})
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report)
+    printed = console.file.getvalue()
+    assert "left alone by equalize, and why" in printed
+    assert "node0 and 1 more" in printed
+    assert "reason 7" in printed
+    assert "reason 8" not in printed
+    assert "12 more" in printed
+    assert len(report.to_dict()["outcomes"]["equalize"]["skips"]) == 21

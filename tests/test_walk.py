@@ -100,3 +100,18 @@ def test_weights_alone_are_chosen_on_data_that_the_report_counts(tmp_path):
     _, report = sqnr(tmp_path, MLP, x, recipe="mse", bits=4, act_bits="float")
     assert report.calibration == {}
     assert "no pass of this recipe looks at the calibration data" in report.notes
+
+
+def test_a_layer_that_reads_nothing_is_rounded_to_nearest(tmp_path):
+    proto = build(
+        "(float[6,24] x) => (float[] y) { a = MatMul(x, w1) m = ReduceMax<keepdims=0,axes=[1]>(a) "
+        "k = Greater(m, t) c = Compress<axis=0>(a, k) y = MatMul(c, w2) }",
+        w1=(24, 8), t=np.float32(1e9), w2=(8, 4),
+    )  # fmt: skip
+    calib = [{"x": x} for x in np.random.default_rng(0).standard_normal((8, 6, 24), np.float32)]
+    report, _ = quantize(
+        proto, tmp_path, calib, recipe="balanced", act_bits="float", validate=calib
+    )
+    (skip,) = report.outcomes["compensate-rounding"].skips
+    assert skip.why == "it read nothing on calibration data: rounded to nearest"
+    assert report.validation.agreement is None

@@ -279,6 +279,15 @@ def test_a_printed_recipe_does_what_its_flags_do(here, onnxq):
     assert again == printed
 
 
+@pytest.mark.parametrize("data", [(), TENSORS], ids=["without data", "with data"])
+def test_the_printed_recipe_is_that_of_the_conversion(here, onnxq, data):
+    printed = onnxq("convert", "model.onnx", *data, "--bits", "4", "--print-recipe").stdout
+    (here / "r.toml").write_text(printed, encoding="utf-8")
+    onnxq("convert", "model.onnx", *data, "--bits", "4", "-o", "flags.onnx")
+    onnxq("convert", "model.onnx", *data, "--recipe", "r.toml", "-o", "recipe.onnx")
+    assert (here / "flags.onnx").read_bytes() == (here / "recipe.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_a_recipe_goes_by_its_name(here, onnxq, name):
     result = onnxq("convert", "model.onnx", *TENSORS, "--recipe", name, "--bits", "5")

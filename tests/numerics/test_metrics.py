@@ -120,6 +120,14 @@ def test_ssim_is_its_formula_symmetric_and_at_most_one(a: np.ndarray, b: np.ndar
         assert ssim(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def test_sums_of_half_precision_do_not_overflow() -> None:
+    x = np.full(4096, 100.0, np.float16)
+    found = Fidelity()
+    found.update(x, x + np.float16(1.0))
+    assert found.sqnr == pytest.approx(40.0, abs=0.01)
+    assert found.cosine == pytest.approx(1.0)
+
+
 def test_signals_that_run_against_each_other_are_dissimilar() -> None:
     ramp = np.arange(100.0)
     assert ssim(ramp, ramp[::-1]) < -0.9

@@ -101,3 +101,9 @@ def test_compensation_without_a_correction_behind_it_is_refused():
     names = ("quantize-weights", "correct-bias", "compensate-rounding", "insert-qdq")
     with pytest.raises(UsageError, match="leaves the means to correct-bias, which has to follow"):
         Recipe.from_dict({"pass": [{"name": name} for name in names]})
+
+
+def test_a_deviation_is_doubled_at_most():
+    *_, outcomes = walked(NETWORK, CorrectVariance(), bits=2)
+    factors = [float(edit.what.split()[-1]) for edit in outcomes["correct-variance"].edits]
+    assert max(factors) == 2.0

@@ -94,3 +94,12 @@ def test_outliers_of_groups_are_those_of_each_group() -> None:
     model = from_proto(build(NET, w=drawn_in))
     run(model, (QuantizeWeights(bits=4, group_size=4),), None)
     np.testing.assert_array_equal(found.codes, model.weights[next(iter(model.weights))].codes)
+
+
+def test_a_layer_of_one_weight_for_each_channel_has_a_scale_for_each() -> None:
+    w = np.geomspace(1e-3, 1.0, 8).astype(np.float32).reshape(8, 1, 1, 1)
+    net = "(float[1,8,6,6] x) => (float[] y) { y = Conv<group=8>(x, w) }"
+    model = from_proto(build(net, w=w))
+    run(model, (QuantizeWeights(bits=2, per_channel=False),), None)
+    (weight,) = model.weights.values()
+    np.testing.assert_allclose(affine.values(weight), w, rtol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq import pipeline
+from onnxq import pipeline, recipes
 from onnxq.layers import layers
 from onnxq.model import from_proto
 from onnxq.numerics import outliers
@@ -170,3 +170,16 @@ def test_gathered_channels_stay_on_integers(tmp_path):
     values = feeds(proto)
     before, found = run(proto, values)["y"], run(onnx.load(file), values)["y"]
     np.testing.assert_allclose(found, before, atol=0.03 * np.abs(before).max())
+
+
+def test_why_a_layer_runs_on_floats_is_not_why_it_is_not_split(tmp_path):
+    proto = build(
+        "(float[1,4,6,6] x) => (float[] y) { a = Conv(x, w1) "
+        "y = ConvTranspose<strides=[2,1],group=2>(a, w2) }",
+        w1=(8, 4, 3, 3), w2=(8, 8, 2, 2),
+    )  # fmt: skip
+    recipe = recipes.build(exact=(SplitOutliers(),))
+    report, _ = quantize(proto, tmp_path, recipe=recipe, act_bits=None)
+    assert [skip.where for skip in report.outcomes["split-outliers"].skips] == ["ConvTranspose_y"]
+    (why,) = report.why_float.values()
+    assert why.startswith("ConvTranspose has no integer kernel")
