@@ -1,0 +1,8 @@
+"""ONNX graphs as differentiable torch modules. Needs torch, which onnxq itself does without."""
+
+import onnxq.lowering.elementwise
+import onnxq.lowering.linear
+import onnxq.lowering.tensors
+import onnxq.lowering.windows  # noqa: F401  (they register the operators)
+from onnxq.lowering.module import Lowered as Lowered
+from onnxq.lowering.registry import Refused as Refused
