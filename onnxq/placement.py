@@ -19,7 +19,7 @@ a constant for each channel is absorbed, too, but leaves a Min of the codes behi
 saturates each channel elsewhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -250,6 +250,24 @@ def factor(node: gs.Node) -> np.float32 | None:
     if value.ndim or value.dtype != np.float32 or not LEAST_FACTOR <= value <= LARGEST_FACTOR:
         return None
     return np.float32(1.0) / value if node.op == "Div" else np.float32(value)
+
+
+def root_of(tensor: gs.Tensor, placement: Placement) -> tuple[str, float]:
+    """The tensor on a grid of its own that ``tensor`` is, or is moved from, and its factor."""
+    by = 1.0
+    if tensor.name in placement.born:
+        tensor, by = back_to(tensor, placement.roots)
+    return str(tensor.name), by
+
+
+def back_to(tensor: gs.Tensor, there: Container[str]) -> tuple[gs.Tensor, float]:
+    """Back through moves to a tensor that is ``there``, and the factor from that one."""
+    by = 1.0
+    while tensor.name not in there:
+        node = tensor.inputs[0]
+        by *= float(factor(node) or 1.0)
+        tensor = moved(node)
+    return tensor, by
 
 
 def is_product(node: gs.Node) -> bool:

@@ -1,6 +1,6 @@
 """Activations to integers: where is placement.py's choice, on which grid is made here."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,11 +16,11 @@ from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import (
     READERS_OF_SHAPE,
     Placement,
+    back_to,
     data_inputs,
     demote,
-    factor,
     is_product,
-    moved,
+    root_of,
 )
 from onnxq.spec import Array, QParams, activation_spec
 
@@ -151,13 +151,13 @@ def _ends(model: Model, placement: Placement) -> set[str]:
             last.append(weighted[node.name].data)
         if node.name in weighted or leads:
             before |= {t.name for t in node.inputs}
-    return {_root(tensor, placement)[0] for tensor in (*first, *last)}
+    return {root_of(tensor, placement)[0] for tensor in (*first, *last)}
 
 
 def _read_by_layers(model: Model, placement: Placement) -> set[str]:
     """Tensors on a grid of their own whose codes a layer multiplies."""
     nodes = (n for n in model.graph.nodes if n.name in placement.integer and n.op in WEIGHTED)
-    return {_root(tensor, placement)[0] for node in nodes for tensor in data_inputs(node)}
+    return {root_of(tensor, placement)[0] for node in nodes for tensor in data_inputs(node)}
 
 
 def _layer_inputs(model: Model, placement: Placement) -> dict[str, LayerInput]:
@@ -181,7 +181,7 @@ def _readers(model: Model, placement: Placement) -> dict[str, list[Reader]]:
         for tensor in data_inputs(node):
             # Operators on floats read what exists as codes rounded, and all else as it was.
             if integer or tensor.name in placement.born:
-                root, by = _root(tensor, placement)
+                root, by = root_of(tensor, placement)
                 found[root].append((layer_of(node) if integer else None, by))
     return found
 
@@ -204,30 +204,12 @@ def _noise(
     return total
 
 
-def _root(tensor: gs.Tensor, placement: Placement) -> tuple[str, float]:
-    """The tensor on a grid of its own that ``tensor`` is, or is moved from, and its factor."""
-    by = 1.0
-    if tensor.name in placement.born:
-        tensor, by = _back(tensor, placement.roots)
-    return str(tensor.name), by
-
-
 def _seen(tensor: gs.Tensor, statistics: Statistics) -> tuple[Histogram, float]:
     """Statistics of a tensor, or of the one before it that it moves, and its factor to that."""
-    tensor, by = _back(tensor, statistics)
+    tensor, by = back_to(tensor, statistics)
     stats = statistics[tensor.name]
     assert isinstance(stats, MinMax)
     return stats, by  # type: ignore[return-value]
-
-
-def _back(tensor: gs.Tensor, there: Container[str]) -> tuple[gs.Tensor, float]:
-    """Back through moves to a tensor that is ``there``, and the factor from that one."""
-    by = 1.0
-    while tensor.name not in there:
-        node = tensor.inputs[0]
-        by *= float(factor(node) or 1.0)
-        tensor = moved(node)
-    return tensor, by
 
 
 def _span(stats: MinMax, by: float) -> float:

@@ -1,0 +1,147 @@
+"""Fake quantizers: the rounding of the emitted file, with gradients that let it be trained.
+
+    x_hat = s P(x / s)        P: to the nearest level, of an integer grid or of a book
+
+    dx_hat/dx = 1 inside the levels, 0 outside                       (straight-through estimator)
+    dx_hat/ds = P(u) - u inside, P(u) outside,  u = x / s            (LSQ, Esser et al. 2020, eq. 3)
+
+A scale is trained as the logarithm of its ratio to what it was, and a weight in steps of that
+scale: one learning rate then means the same in every layer of every network.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnxq.numerics import affine
+from onnxq.spec import Floats, QParams, QTensor
+
+
+class _Project(torch.autograd.Function):
+    """(x, s) -> s P(x / s)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, book: Tensor | None
+    ) -> Tensor:
+        levels = nearest(torch.div(x, scale), low, high, book)
+        ctx.save_for_backward(x, scale, levels)
+        ctx.ends = low, high
+        return levels * scale
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, levels = ctx.saved_tensors
+        u = torch.div(x, scale)
+        low, high = ctx.ends
+        passed = g * ((u >= low) & (u <= high))
+        slope = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.addcmul(g * levels, passed, u, value=-1).sum_to_size(scale.shape)
+        return passed, slope, None, None, None
+
+
+def nearest(u: Tensor, low: float, high: float, book: Tensor | None = None) -> Tensor:
+    """The nearest integers between ``low`` and ``high``, or levels of a book; ``u`` is overwritten.
+
+    As numerics/affine.py and numerics/levels.py round: half to even, or down.
+    """
+    if book is None:
+        return u.round_().clamp_(low, high)
+    return book[torch.bucketize(u, (book[1:] + book[:-1]) / 2)]
+
+
+class ActivationQuantizer(nn.Module):
+    """A tensor on its grid.
+
+    Attributes:
+        stretch: Logarithm of the scale, relative to what it was; ().
+    """
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        zero_point = int(params.zero_point)
+        self.params = params
+        self.low, self.high = params.spec.qmin - zero_point, params.spec.qmax - zero_point
+        self.register_buffer("origin", torch.tensor(float(params.scale)))
+        self.stretch = nn.Parameter(torch.zeros(()))
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, ()."""
+        return self.origin * self.stretch.exp()
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """Quantize and dequantize ``x``, on a grid times ``factor``."""
+        scale = self.scale if factor == 1 else self.scale * factor
+        found: Tensor = _Project.apply(x, scale, self.low, self.high, None)
+        return found
+
+    def plan(self) -> QParams:
+        """The grid as it is now."""
+        scale = self.scale.detach().cpu().numpy()
+        return replace(self.params, scale=np.asarray(scale, np.float32))
+
+
+class WeightQuantizer(nn.Module):
+    """A weight on its grid.
+
+    Args:
+        weight: Its codes are what the latent weight rounds to at first.
+        latent: The weight that is rounded, as good as it is known: it is moved to where it rounds
+            to the codes.
+        shape: Of the result.
+
+    Attributes:
+        latent: In steps of the first scale, of the shape of the codes.
+        stretch: Logarithm of the scale, relative to what it was.
+    """
+
+    def __init__(self, weight: QTensor, latent: Floats, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        params, codes = weight.params, weight.codes
+        self.weight, self.shape = weight, shape
+        scale = affine.broadcast(params.scale, codes.ndim, params.axis)
+        levels, u = weight.levels.astype(np.float64), latent.reshape(codes.shape) / scale
+        if weight.book is None:
+            self.low, self.high, book = float(params.spec.qmin), float(params.spec.qmax), None
+            below = above = np.float64(0.5)
+        else:
+            gaps = np.diff(weight.book.astype(np.float64), prepend=-np.inf, append=np.inf) / 2
+            self.low, self.high = float(weight.book[0]), float(weight.book[-1])
+            below, above = gaps[:-1][codes], gaps[1:][codes]
+            book = torch.from_numpy(weight.book.astype(np.float32))
+        import os; inner = float(os.environ.get("INNER","0.999"))
+        u = np.clip(u, levels - inner * below, levels + inner * above)
+        self.register_buffer("book", book)
+        self.register_buffer("origin", torch.from_numpy(np.array(scale, np.float32)))
+        self.latent = nn.Parameter(torch.from_numpy(np.clip(u, self.low, self.high).astype(np.float32)))
+        self.stretch = nn.Parameter(torch.zeros(scale.shape))
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, of the rank of the codes."""
+        return self.origin * self.stretch.exp()
+
+    def forward(self) -> Tensor:
+        """The weight as the layer sees it."""
+        x = self.latent * self.origin
+        found: Tensor = _Project.apply(x, self.scale, self.low, self.high, self.book)
+        return found.reshape(self.shape)
+
+    def plan(self) -> QTensor:
+        """The integer weight as it is now."""
+        params = self.weight.params
+        with torch.no_grad():
+            scale = self.scale
+            levels = nearest(self.latent * self.origin / scale, self.low, self.high, self.book)
+        codes = levels.cpu().numpy()
+        if self.weight.book is not None:
+            codes = np.searchsorted(self.weight.book, codes)
+        fitted = scale.cpu().numpy().reshape(params.scale.shape)
+        return QTensor(
+            codes.astype(self.weight.codes.dtype), replace(params, scale=fitted), self.weight.book
+        )
