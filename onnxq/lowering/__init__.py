@@ -1,6 +1,7 @@
 """ONNX graphs as differentiable torch modules. Needs torch, which onnxq itself does without."""
 
 import onnxq.lowering.activations
+import onnxq.lowering.attention
 import onnxq.lowering.elementwise
 import onnxq.lowering.linear
 import onnxq.lowering.normalization

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from onnxq.lowering.registry import integers, operator
+from onnxq.lowering.registry import Refused, integers, operator
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -31,14 +31,31 @@ def _prod(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return product if keep else product.squeeze(axes)
 
 
+def _max(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Maximum."""
+    return _some(x, axes).amax(axes, keep)
+
+
+def _min(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    """Minimum."""
+    return _some(x, axes).amin(axes, keep)
+
+
+def _some(x: Tensor, axes: list[int]) -> Tensor:
+    """X, if there is something along the axes."""
+    if any(x.shape[axis] == 0 for axis in axes):
+        raise Refused("the extreme of no numbers is not implemented")
+    return x
+
+
 REDUCTIONS: dict[str, Reduction] = {
     "ReduceL1": lambda x, axes, keep: _sum(x.abs(), axes, keep),
     "ReduceL2": lambda x, axes, keep: vector_norm(x, 2, axes, keep),
     "ReduceLogSum": lambda x, axes, keep: torch.log(_sum(x, axes, keep)),
     "ReduceLogSumExp": torch.logsumexp,
-    "ReduceMax": torch.amax,
+    "ReduceMax": _max,
     "ReduceMean": _mean,
-    "ReduceMin": torch.amin,
+    "ReduceMin": _min,
     "ReduceProd": _prod,
     "ReduceSum": _sum,
     "ReduceSumSquare": lambda x, axes, keep: _sum(x.square(), axes, keep),

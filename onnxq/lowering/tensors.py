@@ -188,7 +188,7 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     """Channels to blocks of pixels; the place in a block counts channels first, or last (CRD)."""
     if mode == "CRD":
         return F.pixel_shuffle(x, blocksize)
-    n, c, h, w = x.shape
+    n, h, w = x.shape[0], *x.shape[2:]
     blocks = x.reshape(n, blocksize, blocksize, -1, h, w).permute(0, 3, 4, 1, 5, 2)
     return blocks.reshape(n, -1, h * blocksize, w * blocksize)
 

@@ -104,10 +104,9 @@ def conv_transpose(
         output_shape = [size * s for size, s in zip(x.shape[2:], steps, strict=True)]
     if output_shape is not None:
         cuts = [f + e - o for f, e, o in zip(full, extra, output_shape[-n:], strict=True)]
-        if min(cuts) < 0:
-            raise Refused(f"the output_shape {list(output_shape)} is beyond the windows")
-        upper = "SAME_LOWER" if auto_pad == "SAME_UPPER" else "SAME_UPPER"
-        ends = [_same(cut, upper) for cut in cuts]
+        # Half is cut off before and after, the odd one before but for SAME_UPPER.
+        side = "SAME_UPPER" if auto_pad == "SAME_UPPER" else "SAME_LOWER"
+        ends = [_same(cut, side) if cut > 0 else (0, cut) for cut in cuts]
     else:
         ends = _ends(x, w.shape[2:], auto_pad, pads, steps, spread)
     padding = _begins(ends)
