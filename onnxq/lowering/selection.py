@@ -22,9 +22,14 @@ def slice_of(
     strides = [1] * len(first) if steps is None else integers(steps)
     parts, backward = [slice(None)] * x.ndim, []
     for axis, start, end, step in zip(chosen, first, last, strides, strict=True):
-        at = range(x.shape[axis])[start:end:step]
-        if step < 0:  # which torch's slices cannot be
-            at = at[::-1]
+        n = x.shape[axis]
+        start, end = (at + n if at < 0 else at for at in (start, end))
+        if step > 0:
+            at = range(min(max(start, 0), n), min(max(end, 0), n), step)
+        elif end >= 2**31 - 1:
+            raise Refused("whether a Slice backward to after the end is empty is not defined")
+        else:  # as torch's slices cannot: forward, and flipped
+            at = range(min(max(start, 0), n - 1), min(max(end, -1), n - 1), step)[::-1]
             backward.append(axis)
         parts[axis] = slice(at.start, at.stop, at.step)
     found = x[tuple(parts)]

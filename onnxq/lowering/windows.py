@@ -33,10 +33,10 @@ def _ends(
         return list(zip(pads[:n], pads[n:], strict=True))
     if auto_pad in ("NOTSET", "VALID"):
         return [(0, 0)] * n
-    found = []
-    for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-        found.append(_same(max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0), auto_pad))
-    return found
+    if max(dilations) > 1:
+        raise Refused(f"auto_pad {auto_pad} with dilations is not implemented")
+    sizes = zip(x.shape[2:], kernel, strides, strict=True)
+    return [_same(max((-(-size // s) - 1) * s + k - size, 0), auto_pad) for size, k, s in sizes]
 
 
 def _around(x: Tensor, ends: Sequence[tuple[int, int]], value: float = 0) -> Tensor:
@@ -104,6 +104,8 @@ def conv_transpose(
         output_shape = [size * s for size, s in zip(x.shape[2:], steps, strict=True)]
     if output_shape is not None:
         cuts = [f + e - o for f, e, o in zip(full, extra, output_shape[-n:], strict=True)]
+        if min(cuts) < 0 and auto_pad.startswith("SAME"):
+            raise Refused(f"auto_pad {auto_pad} is not defined where windows leave gaps")
         # Half is cut off before and after, the odd one before but for SAME_UPPER.
         side = "SAME_UPPER" if auto_pad == "SAME_UPPER" else "SAME_LOWER"
         ends = [_same(cut, side) if cut > 0 else (0, cut) for cut in cuts]
