@@ -86,8 +86,10 @@ def test_only_model_and_runtime_touch_protobufs():
     assert users("onnx") == {"onnxq.model", "onnxq.protos", "onnxq.runtime"}
 
 
-def test_nothing_needs_torch():
-    assert users("torch") | users("torchvision") | users("sklearn") == set()
+def test_nothing_but_the_lowering_needs_torch():
+    assert users("torch") <= within("onnxq.lowering")
+    assert users("onnxq.lowering") <= within("onnxq.lowering")
+    assert users("torchvision") | users("sklearn") == set()
 
 
 @pytest.mark.parametrize("folder", ["passes", "cli"])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import torch
 from torch import Tensor, nn
 
 from onnxq.lowering.registry import Function, Refused, bind, tensor_of
@@ -30,6 +31,20 @@ class Step:
     outputs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How some tensors come from others.
+
+    Attributes:
+        constants: Names of those that are read.
+        steps: In order, each with the names of its outputs, empty where nobody needs one, and those
+            of the tensors that nobody needs after it.
+    """
+
+    constants: list[str]
+    steps: list[tuple[Step, list[str], list[str]]]
+
+
 class Lowered(nn.Module):
     """A model, or some of its nodes, as a differentiable function of named tensors.
 
@@ -52,26 +67,44 @@ class Lowered(nn.Module):
         wanted = None if nodes is None else set(nodes)
         self.steps: list[Step] = []
         self._constants: dict[str, str] = {}
+        # Shapes and indices stay where torch wants them, on the CPU, wherever the module goes.
+        self._integers: dict[str, Tensor] = {}
+        self._plans: dict[tuple[frozenset[str], tuple[str, ...]], Plan] = {}
         for node in model.graph.nodes:
             if wanted is None or node.name in wanted:
-                self._add(node, model.opset, own or {})
+                try:
+                    self._add(node, model.opset, own or {})
+                except Refused as cause:
+                    raise Refused(f"{node.name}: {cause}") from cause
+        self._keep_all(model.graph.outputs)
         self.inputs = [t.name for t in model.graph.inputs]
         self.outputs = [t.name for t in model.graph.outputs]
 
     def _add(
         self, node: gs.Node, opset: int, own: Mapping[str, Callable[[gs.Node], Function]]
     ) -> None:
-        try:
-            function = own[node.op](node) if node.op in own else bind(node, opset)
-            for tensor in node.inputs:
-                if isinstance(tensor, gs.Constant) and tensor.name not in self._constants:
-                    key = f"constant{len(self._constants)}"
-                    self.register_buffer(key, tensor_of(np.asarray(tensor.values)))
-                    self._constants[tensor.name] = key
-        except Refused as cause:
-            raise Refused(f"{node.name}: {cause}") from cause
+        function = own[node.op](node) if node.op in own else bind(node, opset)
+        if node.op == "Constant":
+            value = function()
+            assert isinstance(value, Tensor)
+            self._keep(node.outputs[0].name, value)
+            return
+        self._keep_all(node.inputs)
         names = (tuple(t.name for t in side) for side in (node.inputs, node.outputs))
         self.steps.append(Step(node.name, node.op, function, *names))
+
+    def _keep_all(self, tensors: Iterable[gs.Tensor]) -> None:
+        for tensor in tensors:
+            known = tensor.name in self._constants or tensor.name in self._integers
+            if isinstance(tensor, gs.Constant) and not known:
+                self._keep(tensor.name, tensor_of(np.asarray(tensor.values)))
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        if value.dtype == torch.int64:
+            self._integers[name] = value
+        else:
+            self._constants[name] = key = f"constant{len(self._constants)}"
+            self.register_buffer(key, value)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """The graph's outputs from its inputs, in order."""
@@ -88,29 +121,37 @@ class Lowered(nn.Module):
         Raises:
             Refused: A step cannot do what the values ask for; the text names it.
         """
-        steps = self._needed(given.keys(), wanted)
-        last = {name: i for i, step in enumerate(steps) for name in step.inputs}
-        keep = set(wanted)
-        values = {name: getattr(self, key) for name, key in self._constants.items()}
+        plan = self._plan(frozenset(given), tuple(wanted))
+        values = {name: getattr(self, self._constants[name]) for name in plan.constants}
+        values |= self._integers
         values |= given
-        for i, step in enumerate(steps):
+        for step, outputs, dead in plan.steps:
+            values[""] = None  # what an optional input is that is missing
             try:
-                found = step.function(*(values[n] if n else None for n in step.inputs))
-            except Refused as cause:
+                found = step.function(*[values[name] for name in step.inputs])
+            except (Refused, NotImplementedError) as cause:
                 raise Refused(f"{step.name}: {cause}") from cause
             results = (found,) if isinstance(found, Tensor) else found
-            values |= {n: x for n, x in zip(step.outputs, results, strict=False) if n}
-            for name in step.inputs:
-                if last[name] == i and name not in keep and name not in self._constants:
-                    values.pop(name, None)
+            values.update(zip(outputs, results, strict=False))
+            for name in dead:
+                del values[name]
         return {name: values[name] for name in wanted}
 
-    def _needed(self, given: Iterable[str], wanted: Sequence[str]) -> list[Step]:
-        """The steps that lead from what is given to what is wanted."""
-        there = set(given) | self._constants.keys()
-        missing, found = set(wanted) - there, []
+    def _plan(self, given: frozenset[str], wanted: tuple[str, ...]) -> Plan:
+        """The steps that lead from what is given to what is wanted; found once."""
+        if (given, wanted) in self._plans:
+            return self._plans[given, wanted]
+        there = given | self._constants.keys() | self._integers.keys() | {""}
+        computed, found = set(wanted) - there, []
         for step in reversed(self.steps):
-            if not missing.isdisjoint(step.outputs):
+            if not computed.isdisjoint(step.outputs):
                 found.append(step)
-                missing |= set(step.inputs) - there
-        return found[::-1]
+                computed |= set(step.inputs) - there
+        steps, alive = [], set(wanted)
+        for step in found:
+            outputs = [name if name in computed else "" for name in step.outputs]
+            steps.append((step, outputs, list((computed & set(step.inputs)) - alive)))
+            alive |= set(step.inputs)
+        constants = [name for name in self._constants if name in alive - given]
+        plan = self._plans[given, wanted] = Plan(constants, steps[::-1])
+        return plan

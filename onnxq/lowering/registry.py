@@ -8,7 +8,7 @@ many outputs are wanted.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,8 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
+# Operator sets whose meaning is known. Those before the first broadcast differently.
+OPSETS = range(7, 29)
 # Parameters of functions that no attribute is meant by.
 CONTEXT = {"opset", "count"}
 
@@ -53,6 +55,12 @@ def operator(*names: str) -> Callable[[Function], Function]:
     return declare
 
 
+def operators(functions: Mapping[str, Function]) -> None:
+    """Declare functions of inputs alone, torch's own among them, by operator."""
+    for name, function in functions.items():
+        OPERATORS[name] = Operator(function, frozenset())
+
+
 def bind(node: gs.Node, opset: int) -> Function:
     """The function of a node's inputs, as tensors or None, that computes its outputs.
 
@@ -65,12 +73,17 @@ def bind(node: gs.Node, opset: int) -> Function:
     """
     if node.domain not in (None, "", "ai.onnx"):
         raise Refused(f"{node.op} is a custom operator of {node.domain}")
+    if opset not in OPSETS:
+        raise Refused(f"opset {opset} is not implemented, only {OPSETS[0]} to {OPSETS[-1]}")
     if (found := OPERATORS.get(node.op)) is None:
         raise Refused(f"{node.op} is not implemented")
     for name in node.attrs:
         if name not in found.attributes:
             raise Refused(f"the attribute {name} of {node.op} is not implemented")
-    given: dict[str, Any] = dict(node.attrs)
+    given: dict[str, Any] = {
+        name: tensor_of(value.values) if isinstance(value, gs.Constant) else value
+        for name, value in node.attrs.items()
+    }
     context = {"opset": opset, "count": len(node.outputs)}
     given |= {name: context[name] for name in CONTEXT & found.attributes}
     return partial(found.function, **given) if given else found.function
@@ -79,6 +92,11 @@ def bind(node: gs.Node, opset: int) -> Function:
 def integers(tensor: Tensor) -> list[int]:
     """A tensor of sizes, indices or axes as plain numbers."""
     return [int(n) for n in tensor.reshape(-1).tolist()]
+
+
+def number(tensor: Tensor) -> Any:
+    """A tensor of one element as a number, with which torch is faster, unless it is trained."""
+    return tensor if tensor.requires_grad else tensor.item()
 
 
 def tensor_of(values: Any) -> Tensor:
