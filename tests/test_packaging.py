@@ -84,6 +84,7 @@ def modules():
 
 
 def test_all_modules_on_disk_are_seen():
+    pytest.importorskip("torch")  # without it the lowering cannot be walked
     files = [f for top in ("onnxq", *MAPPED) for f in (ROOT / top).rglob("*.py")]
     public = [f for f in files if not f.name.startswith("_")]
     packages = [f for f in files if f.name == "__init__.py"]
@@ -92,4 +93,6 @@ def test_all_modules_on_disk_are_seen():
 
 @pytest.mark.parametrize("name", modules())
 def test_examples_in_docstrings_hold(name):
+    if name.startswith("onnxq.lowering"):
+        pytest.importorskip("torch")
     assert doctest.testmod(importlib.import_module(name)).failed == 0

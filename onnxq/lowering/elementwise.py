@@ -25,6 +25,14 @@ DTYPES = {
     16: torch.bfloat16,
 }
 
+
+def dtype_of(code: int) -> torch.dtype:
+    """The type that ONNX's code means."""
+    if code not in DTYPES:
+        raise Refused(f"torch does not compute with ONNX's element type {code}")
+    return DTYPES[code]
+
+
 operators(
     {
         "Abs": torch.abs,
@@ -98,9 +106,7 @@ def dropout(
 @operator("Cast")
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """The same numbers of another type; all but ``to`` is about types that are refused."""
-    if to not in DTYPES:
-        raise Refused(f"torch does not compute with ONNX's element type {to}")
-    return x.to(DTYPES[to])
+    return x.to(dtype_of(to))
 
 
 @operator("CastLike")

@@ -131,6 +131,9 @@ class Lowered(nn.Module):
                 found = step.function(*[values[name] for name in step.inputs])
             except (Refused, NotImplementedError) as cause:
                 raise Refused(f"{step.name}: {cause}") from cause
+            except Exception as cause:
+                cause.add_note(f"in the node {step.name}")
+                raise
             results = (found,) if isinstance(found, Tensor) else found
             values.update(zip(outputs, results, strict=False))
             for name in dead:

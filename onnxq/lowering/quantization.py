@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from onnxq.lowering.elementwise import DTYPES
+from onnxq.lowering.elementwise import dtype_of
 from onnxq.lowering.registry import Refused, operator
+
+UINT8 = 2  # ONNX's code
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -31,9 +33,7 @@ def quantize_linear(
     """Round(x / scale) + zero, within what the type of the result holds."""
     if precision not in (0, 1):
         raise Refused(f"QuantizeLinear of precision {precision} is not implemented")
-    if output_dtype and output_dtype not in DTYPES:
-        raise Refused(f"torch does not compute with ONNX's element type {output_dtype}")
-    dtype = zero.dtype if zero is not None else DTYPES[output_dtype or 2]
+    dtype = zero.dtype if zero is not None else dtype_of(output_dtype or UINT8)
     grid = torch.round(x / _spread(scale, x, axis, block_size))
     if zero is not None:
         grid = grid + _spread(zero, x, axis, block_size).to(grid.dtype)
@@ -56,4 +56,4 @@ def dequantize_linear(
     if zero is not None:
         centered = centered - _spread(zero, x, axis, block_size).to(torch.int32)
     found = centered.to(scale.dtype) * _spread(scale, x, axis, block_size)
-    return found.to(DTYPES[output_dtype]) if output_dtype else found
+    return found.to(dtype_of(output_dtype)) if output_dtype else found

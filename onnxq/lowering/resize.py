@@ -1,7 +1,7 @@
 """Resize: an image of another size, each pixel made of those around where it lies."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,14 @@ class Axis(NamedTuple):
 
     size: int
     out: int
-    scale: float
-    start: float
-    end: float
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the new size is what the scale says, and was not rounded."""
+        return abs(self.size * self.scale - self.out) < 1e-5 * self.out
 
 
 class Rule(NamedTuple):
@@ -51,8 +56,8 @@ COORDINATES: dict[str, Callable[[Tensor, Axis], Tensor]] = {
     ),
     "tf_half_pixel_for_nn": lambda x, to: (x + 0.5) / to.scale,
 }
-# Those that ONNX does not define where the new size, but not the scale, was rounded.
-OF_EXACT_SIZES = {"align_corners", "pytorch_half_pixel", "tf_crop_and_resize"}
+# Those of which ONNX does not say whether the new size is that before or after rounding.
+OF_EXACT_SIZES = {"align_corners", "tf_crop_and_resize"}
 
 NEAREST: dict[str, Callable[[Tensor], Tensor]] = {
     "ceil": torch.ceil,
@@ -74,7 +79,8 @@ def _cubic(t: Tensor, a: float) -> list[Tensor]:
     return [far(t + 1), near(t), near(1 - t), far(2 - t)]
 
 
-@cache
+@lru_cache
+@torch.inference_mode(False)  # since what is kept may meet a gradient later
 def _taps(to: Axis, rule: Rule) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Pixels and their weights, whose products make up the new ones; and which lie outside."""
     at = COORDINATES[rule.transformation](torch.arange(to.out, dtype=torch.float32), to)
@@ -87,8 +93,7 @@ def _taps(to: Axis, rule: Rule) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         places, weights = [first + i for i in range(-1, 3)], _cubic(at - first, rule.a)
     if rule.inside:
         weights = [w * ((p >= 0) & (p < to.size)) for p, w in zip(places, weights, strict=True)]
-        total = torch.stack(weights).sum(0)
-        weights = [w / total for w in weights]
+        weights = [w / reduce(torch.add, weights) for w in weights]
     places = [p.clamp(0, to.size - 1).long() for p in places]
     return list(zip(places, weights, strict=True)), (at < 0) | (at > to.size - 1)
 
@@ -100,9 +105,8 @@ def _along(x: Tensor, axis: int, to: Axis, rule: Rule, beyond: float) -> Tensor:
     if rule.mode == "nearest":
         found = x.index_select(axis, taps[0][0].to(x.device))
     else:
-        found = torch.zeros(())
-        for place, weight in taps:
-            found = found + x.index_select(axis, place.to(x.device)) * weight.to(x).reshape(across)
+        parts = [x.index_select(axis, p.to(x.device)) * w.to(x).reshape(across) for p, w in taps]
+        found = reduce(torch.add, parts)
     if rule.transformation == "tf_crop_and_resize":
         found = found.masked_fill(outside.to(x.device).reshape(across), beyond)
     return found
@@ -122,36 +126,37 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 def _kernel(image: Sequence[Axis], rule: Rule) -> str | None:
     """The mode of the kernel of torch that computes the same, if there is one."""
+    if not all(to.exact for to in image) or len(image) not in LINEAR:
+        return None
     if rule.mode == "nearest":
         repeats = all(to.out in (to.size, 2 * to.size, 4 * to.size, 8 * to.size) for to in image)
-        same = repeats and (rule.transformation, rule.nearest) in REPEATING
-        return "nearest" if same and len(image) in LINEAR else None
-    whole = rule.transformation == "pytorch_half_pixel" and all(to.out > 1 for to in image)
-    if not whole and rule.transformation not in ("half_pixel", "align_corners"):
+        return "nearest" if repeats and (rule.transformation, rule.nearest) in REPEATING else None
+    halved = rule.transformation == "pytorch_half_pixel" and all(to.out > 1 for to in image)
+    if not halved and rule.transformation not in ("half_pixel", "align_corners"):
         return None
     if rule.mode == "linear":
-        return LINEAR.get(len(image))
+        return LINEAR[len(image)]
     return "bicubic" if len(image) == 2 and rule.a == -0.75 and not rule.inside else None
 
 
 def _targets(
     sizes: Sequence[int], scales: Tensor | None, wanted: Tensor | None, policy: str
-) -> tuple[list[int], list[float]]:
-    """The new sizes, and what the old ones were multiplied by."""
-    if wanted is None or not wanted.numel():
-        if scales is None or not scales.numel():
-            raise Refused("Resize has neither scales nor sizes")
-        factors = [float(f) for f in scales.tolist()]
-        # In single precision, as by onnxruntime: 10 times 0.7 is 7.
-        return [
-            int(np.float32(n) * np.float32(f)) for n, f in zip(sizes, factors, strict=True)
-        ], factors
-    out = integers(wanted)
-    factors = [o / n for o, n in zip(out, sizes, strict=True)]
-    if policy == "stretch":
-        return out, factors
-    factor = min(factors) if policy == "not_larger" else max(factors)
-    return [int(factor * n + 0.5) for n in sizes], [factor] * len(out)
+) -> list[Axis]:
+    """How axes of some sizes are resized."""
+    if wanted is not None and wanted.numel():
+        out = integers(wanted)
+        if policy != "stretch":
+            pick = min if policy == "not_larger" else max
+            scale = pick(o / n for o, n in zip(out, sizes, strict=True))
+            return [Axis(n, int(n * scale + 0.5), scale) for n in sizes]
+        return [Axis(n, o, o / n) for n, o in zip(sizes, out, strict=True)]
+    if scales is None or not scales.numel():
+        raise Refused("Resize has neither scales nor sizes")
+    # In single precision, as by onnxruntime: 10 times 0.7 is 7.
+    return [
+        Axis(n, int(np.float32(n) * np.float32(scale)), scale)
+        for n, scale in zip(sizes, scales.tolist(), strict=True)
+    ]
 
 
 @operator("Resize")
@@ -178,32 +183,24 @@ def resize(
         raise Refused(f"Resize of opset {opset} is not implemented")
     if antialias:
         raise Refused("Resize with antialias is not implemented")
+    if mode not in ("nearest", "linear", "cubic") or transformation not in COORDINATES:
+        raise Refused(f"Resize of mode {mode} by {transformation} is not implemented")
     if mode != "nearest" and not x.is_floating_point():
         raise Refused(f"Resize of integers in mode {mode} is not implemented")
     chosen = [a % x.ndim for a in (range(x.ndim) if axes is None else axes)]
-    before = [x.shape[a] for a in chosen]
-    after, factors = _targets(before, scales, sizes, keep_aspect_ratio_policy)
-    whole = all(abs(n * f - o) < 1e-5 * o for n, f, o in zip(before, factors, after, strict=True))
-    if not whole and transformation in OF_EXACT_SIZES:
+    targets = _targets([x.shape[a] for a in chosen], scales, sizes, keep_aspect_ratio_policy)
+    if transformation in OF_EXACT_SIZES and not all(to.exact for to in targets):
         raise Refused(f"Resize to rounded sizes by {transformation} is not implemented")
-    part = roi.tolist() if transformation == "tf_crop_and_resize" and roi is not None else []
-    n = len(chosen)
-    part = part or [0.0] * n + [1.0] * n
+    if transformation == "tf_crop_and_resize" and roi is not None:
+        part = zip(roi.tolist()[: len(chosen)], roi.tolist()[len(chosen) :], strict=True)
+        targets = [Axis(*to[:3], *ends) for to, ends in zip(targets, part, strict=True)]
+    moved = {a: to for a, to in zip(chosen, targets, strict=True) if to != Axis(to.size, to.size)}
     rule = Rule(mode, transformation, nearest_mode, cubic_coeff_a, bool(exclude_outside))
-    to = {
-        axis: Axis(*row)
-        for axis, *row in zip(chosen, before, after, factors, part[:n], part[n:], strict=True)
-    }
-    moved = {a: t for a, t in to.items() if t != Axis(t.size, t.size, 1.0, 0.0, 1.0)}
-    image = [to.get(a, Axis(x.shape[a], x.shape[a], 1.0, 0.0, 1.0)) for a in range(2, x.ndim)]
-    kernel = (
-        _kernel(image, rule)
-        if whole and x.is_floating_point() and min(moved, default=2) > 1
-        else None
-    )
-    if kernel is not None:
-        corners = None if kernel == "nearest" else transformation == "align_corners"
-        return F.interpolate(x, [t.out for t in image], mode=kernel, align_corners=corners)
-    for axis, target in moved.items():
-        x = _along(x, axis, target, rule, extrapolation_value)
+    if x.is_floating_point() and not {0, 1} & moved.keys():
+        image = [moved.get(a, Axis(x.shape[a], x.shape[a])) for a in range(2, x.ndim)]
+        if (kernel := _kernel(image, rule)) is not None:
+            corners = None if kernel == "nearest" else transformation == "align_corners"
+            return F.interpolate(x, [to.out for to in image], mode=kernel, align_corners=corners)
+    for axis, to in moved.items():
+        x = _along(x, axis, to, rule, extrapolation_value)
     return x

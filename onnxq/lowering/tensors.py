@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's custom)
 from torch import Tensor
 
-from onnxq.lowering.elementwise import DTYPES
+from onnxq.lowering.elementwise import dtype_of
 from onnxq.lowering.registry import Refused, integers, operator
 
 
@@ -40,7 +40,7 @@ def constant_of_shape(shape: Tensor, *, value: Tensor | None = None) -> Tensor:
 def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     """1 on the k-th diagonal of a matrix, else 0."""
     rows, columns = (torch.arange(n) for n in x.shape)
-    return (columns - rows[:, None] == k).to(x.dtype if dtype is None else DTYPES[dtype])
+    return (columns - rows[:, None] == k).to(x.dtype if dtype is None else dtype_of(dtype))
 
 
 @operator("Range")

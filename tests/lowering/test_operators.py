@@ -280,7 +280,7 @@ def test_resizing_to_sizes(transformation, mode, nearest, before, after, opset):
 
 @settings(max_examples=10 * 80)
 @given(
-    st.sampled_from(["asymmetric", "half_pixel"]),
+    st.sampled_from(["asymmetric", "half_pixel", "pytorch_half_pixel"]),
     st.sampled_from(["nearest", "linear", "cubic"]),
     st.lists(st.integers(1, 6), min_size=2, max_size=2),
     st.lists(st.sampled_from([0.5, 0.7, 1.0, 1.5, 2.0, 4.0]), min_size=2, max_size=2),
@@ -293,6 +293,19 @@ def test_resizing_by_scales(transformation, mode, before, scales, opset):
         np.array([1, 1, *scales], np.float32), opset=opset, mode=mode,
         coordinate_transformation_mode=transformation,
     )  # fmt: skip
+
+
+def test_what_an_evaluation_leaves_behind_may_meet_a_gradient():
+    proto = node(
+        "Resize", normal(1, 1, 3, 3), None, np.float32([1, 1, 1.5, 1.5]), opset=18, mode="linear"
+    )
+    module = Lowered(from_proto(proto))
+    x = torch.ones(1, 1, 3, 3)
+    with torch.inference_mode():
+        module(x)
+    (y,) = module(x.requires_grad_())
+    y.sum().backward()
+    assert x.grad.sum() == pytest.approx(16)
 
 
 @pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
