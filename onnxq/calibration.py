@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from onnxq.data import LARGEST_BATCH, Batch, Samples, batch_size, batches
+from onnxq.data import LARGEST_BATCH, Batch, Samples, batch_size, batches, fixed_batch
 from onnxq.errors import CalibrationError
+from onnxq.lessons import HELD_OUT, Lessons, of_one_shape
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.pipeline import LayerPass, Outcome
@@ -38,6 +40,8 @@ class Calibration:
         count: Samples folded in the last pass.
         digest: SHA-256 over the samples of the last pass.
         moments: Per channel, of the first input, if it is an image batch.
+        seed: Of what training draws.
+        checkpoint: Where training keeps its state.
     """
 
     samples: Samples
@@ -46,6 +50,8 @@ class Calibration:
     count: int = 0
     digest: str = ""
     moments: ChannelMoments | None = None
+    seed: int = 0
+    checkpoint: Path | None = None
 
     def collect(self, model: Model, observers: dict[str, Observer]) -> dict[str, Observer]:
         """Fold every observed tensor of ``model`` over all samples.
@@ -91,6 +97,29 @@ class Calibration:
         size = min(4 * size, LARGEST_BATCH) if size > 1 else size
         held = list(batches(self.samples, session.inputs, size))
         return walk(model, written, steps, held, partial(self.progress, "walking through layers"))
+
+    def teach(self, model: Model, write: Callable[[Model], Model]) -> Lessons:
+        """All samples of one shape, in memory.
+
+        Raises:
+            CalibrationError: They are too few to hold some out.
+        """
+        if not self.count:
+            self.collect(model, {})
+        session = Session(model)
+        size = batch_size(session, self.samples)
+        feeds, others = of_one_shape(list(batches(self.samples, session.inputs, size)))
+        pictures = self.moments is not None and self.preprocess.channel_axis == 1
+        images = next(iter(feeds)) if pictures else None
+        lessons = Lessons(
+            feeds, fixed_batch(session.inputs), images, others, self.seed,
+            f"{self.digest} {self.seed}", self.checkpoint, write, self.progress,
+        )  # fmt: skip
+        if not len(lessons.held):
+            raise CalibrationError(
+                f"{lessons.count} samples of one shape are too few to train on: at least {HELD_OUT}"
+            )
+        return lessons
 
     def warnings(self) -> list[str]:
         """Where the data are far from what the declared normalization yields, a sentence each."""

@@ -57,6 +57,7 @@ def convert(
     labels: str | Path = "auto",
     max_drop: float | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     force: bool = False,
     verify: bool = True,
     progress: Progress = silent,
@@ -66,8 +67,8 @@ def convert(
     Args:
         source: The float model.
         output: The file to write; by default ``STEM.w8a8.onnx``, after the widths, beside it.
-        quality: ``fast`` or ``balanced``, which takes a few times longer and loses less; by default
-            balanced with calibration data.
+        quality: ``fast``, ``balanced``, which takes a few times longer and loses less, or ``best``,
+            which trains for minutes; by default balanced with calibration data.
         bits: Of the weights; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
         levels: Of the weights: ``uniform``, or a set of ``numerics.levels``.
@@ -86,7 +87,8 @@ def convert(
         validate: Data to compare both models on.
         labels: ``auto``, ``none`` or a CSV file, for ``validate``.
         max_drop: Gate on the points lost there; the file is written all the same.
-        seed: Of the draw.
+        seed: Of the draw, and of what training draws.
+        checkpoint: Where training keeps its state, to go on from.
         force: Replace an existing output.
         verify: Check that the exact passes left the float function alone.
         progress: Called as samples are done.
@@ -125,7 +127,8 @@ def convert(
     calibration, judge = None, None
     if calib is not None:
         samples = open_samples(calib, inputs, preprocessing, calib_size, seed)
-        calibration = Calibration(samples, preprocessing, progress)
+        state = None if checkpoint is None else Path(checkpoint)
+        calibration = Calibration(samples, preprocessing, progress, seed=seed, checkpoint=state)
     if validate is not None:
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)
 

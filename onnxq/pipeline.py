@@ -3,16 +3,20 @@
 A pass is a frozen pydantic model: its fields are its options, the first line of its docstring is
 its help, its file is its home. Subclassing registers it under its ``name``. A pass declares the
 statistics it needs with ``observe``; the pipeline collects them and hands them to ``run``. A layer
-pass goes from layer to layer instead, through a network that is quantized up to there.
+pass goes from layer to layer instead, through a network that is quantized up to there, and a
+learned pass trains the network as a whole or block by block.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from onnxq.errors import CalibrationError, OnnxqError, PassError
+from onnxq.errors import CalibrationError, OnnxqError, PassError, UsageError
+from onnxq.lessons import Lessons
 from onnxq.model import Model
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.observe import Observer
@@ -131,6 +135,25 @@ class LayerPass(Pass):
         return None
 
 
+class LearnedPass(Pass):
+    """A lossy step that trains a plan on calibration data, with the float model as its teacher.
+
+    Needs torch, which it imports when it runs.
+    """
+
+    exact: ClassVar[bool] = False
+
+    def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
+        """Train the plan of ``model``, in place.
+
+        Args:
+            model: The planned model.
+            reference: The float model, whose tensors have the same names.
+            lessons: The calibration data.
+        """
+        raise NotImplementedError
+
+
 class Source(Protocol):
     """Calibration data."""
 
@@ -139,6 +162,9 @@ class Source(Protocol):
 
     def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
         """Visit the layers of ``model``, which would be deployed as ``written``."""
+
+    def teach(self, model: Model, write: Callable[[Model], Model]) -> Lessons:
+        """The data in memory, for training; ``write`` gives a model as it would be deployed."""
 
 
 def run(
@@ -161,13 +187,20 @@ def run(
     """
     outcomes: dict[str, Outcome] = {}
     rest = list(passes)
+    reference = model.clone()
+    _require_torch(passes)
     while rest:
         walking = _layer_passes(rest)
         steps: Sequence[Pass] = walking or rest[:1]
         rest = rest[len(steps) :]
         name = " and ".join(step.name for step in steps)
         try:
-            found = _walk(model, walking, rest, data) if walking else _run(model, steps[0], data)
+            if walking:
+                found = _walk(model, walking, rest, data)
+            elif isinstance(steps[0], LearnedPass):
+                found = _learn(model, reference, steps[0], rest, data)
+            else:
+                found = _run(model, steps[0], data)
             model.tidy()
         except OnnxqError:
             raise
@@ -179,6 +212,13 @@ def run(
         for step in steps:
             done(step, found[step.name])
     return outcomes
+
+
+def _require_torch(steps: Sequence[Pass]) -> None:
+    """Raise UsageError if a pass trains and there is nothing to train with."""
+    trains = [step.name for step in steps if isinstance(step, LearnedPass)]
+    if trains and importlib.util.find_spec("torch") is None:
+        raise UsageError(f"{trains[0]} trains, which needs torch: pip install 'onnxq[torch]'")
 
 
 def _layer_passes(steps: Sequence[Pass]) -> list[LayerPass]:
@@ -206,8 +246,23 @@ def _walk(
     """Walk through the model as the rest of the passes would write it."""
     if data is None:
         raise CalibrationError(f"{steps[0].name} needs calibration data: give --calib")
+    return data.walk(model, _written(model, rest), steps)
+
+
+def _learn(
+    model: Model, reference: Model, step: LearnedPass, rest: Sequence[Pass], data: Source | None
+) -> dict[str, Outcome]:
+    """Train the model, which the rest of the passes would write."""
+    if data is None:
+        raise CalibrationError(f"{step.name} needs calibration data: give --calib")
+    return {step.name: step.learn(model, reference, data.teach(model, partial(_written, rest=rest)))}
+
+
+def _written(model: Model, rest: Sequence[Pass]) -> Model:
+    """The model as passes that need no data, or are done, would write it."""
     written = model.clone()
     for step in rest:
-        step.run(written, {})
-        written.tidy()
-    return data.walk(model, written, steps)
+        if not isinstance(step, LayerPass | LearnedPass):
+            step.run(written, {})
+            written.tidy()
+    return written

@@ -24,10 +24,13 @@ from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.correct_variance import CorrectVariance
+from onnxq.passes.distill import Distill
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
+from onnxq.passes.finetune_bias import FinetuneBias
+from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.normalize import Normalize
@@ -61,7 +64,8 @@ ORDER = tuple(
     kind.name
     for kind in (
         AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
-        CorrectVariance, CorrectBias, CorrectBiasAnalytic, InsertQdq,
+        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, Distill, FinetuneBias,
+        InsertQdq,
     )
 )  # fmt: skip
 
@@ -310,9 +314,29 @@ NAMED: dict[str, tuple[str, Named]] = {
         "weights make up for each other and for the layers before, means restored",
         {"weight_range": "mse", "act_range": "mse", "after": (CompensateRounding(), CorrectBias())},
     ),
+    "oaq-ft": (
+        "as oaq, then every sigma trained at the network's output",
+        {"weight_range": "oaq-mse", "act_range": "mse", "after": (FinetuneSigma(),)},
+    ),
+    "bft": (
+        "vanilla, the mean of every channel restored, then biases trained",
+        {"after": (CorrectBias(), FinetuneBias())},
+    ),
+    "distill": (
+        "ranges with the least error, then weights, scales, biases and ranges trained together",
+        {"weight_range": "mse", "act_range": "mse", "after": (Distill(),)},
+    ),
+    "best": (
+        "balanced, then weights, scales, biases and ranges trained together",
+        {
+            "weight_range": "mse",
+            "act_range": "mse",
+            "after": (CompensateRounding(), CorrectBias(), Distill()),
+        },
+    ),
 }
 # The recipe of each quality, and that of conversions without data.
-QUALITIES = {"fast": "mse", "balanced": "balanced"}
+QUALITIES = {"fast": "mse", "balanced": "balanced", "best": "best"}
 UNCALIBRATED = "data-free"
 
 

@@ -1,17 +1,17 @@
 """The network as it would be deployed, as a torch module: its plan, as parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor, nn
 
-from onnxq.layers import Layer, layers
+from onnxq.layers import layers
 from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
 from onnxq.lowering import Lowered
+from onnxq.lowering.registry import Function, tensor_of
 from onnxq.model import Model
-from onnxq.placement import ACTIVATIONS, data_inputs, place, root_of
+from onnxq.placement import ACTIVATIONS, place, root_of
 
 FAKE_QUANTIZE = "FakeQuantize"
 
@@ -20,57 +20,84 @@ class QuantizedNetwork(nn.Module):
     """A model and its plan.
 
     Fake quantizers stand where the emitter puts a QuantizeLinear and a DequantizeLinear. Tensors
-    keep their names, and those that are emitted as codes have the values that these stand for.
+    keep their names, and one that is emitted as codes has the values that these stand for.
 
     Args:
         model: Not edited; ``store`` writes the plan back.
+        nodes: Names of the nodes to lower; all by default.
 
     Attributes:
-        grids: By name of the tensor, through ``grid_names``.
-        weights: By layer, through ``layer_names``.
-        biases: Likewise, shifts in units of ``bias_units``.
+        layers: The layers with an integer weight and a bias of their own, if they have any.
+        weights: Their weights, in the same order.
+        biases: What is added to their biases, in the units of ``units``.
+        graded: The tensors on a grid of their own.
+        grids: Their grids, in the same order.
+
+    Raises:
+        Refused: A node cannot be lowered.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, nodes: Collection[str] | None = None) -> None:
         super().__init__()
-        self.grid_names = {name: i for i, name in enumerate(sorted(model.activations))}
-        self.grids = nn.ModuleList(ActivationQuantizer(model.activations[n]) for n in self.grid_names)
-        self._layers = [layer for layer in layers(model) if layer.name in model.weights]
+        self.layers = [
+            layer
+            for layer in layers(model)
+            if layer.name in model.weights and (nodes is None or layer.name in nodes)
+        ]
         self.weights = nn.ModuleList(
-            WeightQuantizer(model.weights[layer.name], layer.weight, layer.weight.shape)
-            for layer in self._layers
+            WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
         )
-        self._biased = {
-            i: (layer.bias_tensor.name, torch.from_numpy(layer.bias_tensor.values.copy()))
-            for i, layer in enumerate(self._layers)
+        origins = {
+            i: layer.bias_tensor.values
+            for i, layer in enumerate(self.layers)
             if isinstance(layer.bias_tensor, gs.Constant) and layer.bias is not None
         }
-        self.biases = nn.ParameterList(torch.zeros_like(b) for _, b in self._biased.values())
-        self.bias_units = [1.0] * len(self.biases)
-        self.lowered = Lowered(_simulated(model), own={FAKE_QUANTIZE: self._quantizer})
+        for i, values in origins.items():
+            self.register_buffer(f"bias{i}", tensor_of(values))
+        self.biases = nn.ParameterDict({str(i): torch.zeros(b.shape) for i, b in origins.items()})
+        self.units = dict.fromkeys(origins, 1.0)
+        simulated, own = _simulated(model), {FAKE_QUANTIZE: self._fake_quantize}
+        used = [
+            n for n in simulated.graph.nodes
+            if nodes is None or (n.attrs["of"] if n.op == FAKE_QUANTIZE else n.name) in nodes
+        ]  # fmt: skip
+        self.graded = sorted({n.attrs["grid"] for n in used if n.op == FAKE_QUANTIZE})
+        self.grids = nn.ModuleList(ActivationQuantizer(model.activations[n]) for n in self.graded)
+        self.lowered = Lowered(simulated, [node.name for node in used], own)
 
-    def _quantizer(self, node: gs.Node) -> "ActivationQuantizer":
-        grid = self.grids[self.grid_names[node.attrs["grid"]]]
-        by = node.attrs["factor"]
-        return lambda x: grid(x, by)
+    def _fake_quantize(self, node: gs.Node) -> Function:
+        grid, factor = self.grids[self.graded.index(node.attrs["grid"])], node.attrs["factor"]
+        return lambda x: grid(x, factor)
 
     def given(self) -> dict[str, Tensor]:
         """Weights and biases as they are now, by tensor name."""
-        found = {
-            layer.weight_tensor.name: weight()
-            for layer, weight in zip(self._layers, self.weights, strict=True)
-        }
-        for (name, origin), shift, unit in zip(self._biased.values(), self.biases, self.bias_units, strict=True):
-            found[name] = origin + unit * shift
+        found = {}
+        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            found[layer.weight_tensor.name] = weight()
+            if i in self.units:
+                shift = self.units[i] * self.biases[str(i)]
+                found[layer.bias_tensor.name] = getattr(self, f"bias{i}") + shift
         return found
 
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
         """Named tensors on a batch."""
-        return self.lowered.run({**feeds, **self.given()}, wanted)
+        return self.lowered.run({**self.given(), **feeds}, wanted)
+
+    def store(self, model: Model) -> None:
+        """Write weights, biases and grids into the plan that this was made of."""
+        with torch.no_grad():
+            found = self.given()
+        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            model.weights[layer.name] = weight.plan()
+            if i in self.units:
+                values = found[layer.bias_tensor.name].cpu().numpy()
+                layer.attach_bias(model.constant(layer.bias_tensor.name, values))
+        for name, grid in zip(self.graded, self.grids, strict=True):
+            model.activations[name] = grid.plan()
 
 
 def _simulated(model: Model) -> Model:
-    """A copy with fake quantizers as nodes."""
+    """A copy with fake quantizers as nodes; their attribute ``of`` names a node they belong to."""
     copy = model.clone()
     placement = place(copy)
     results = set(placement.results.values())
@@ -87,13 +114,14 @@ def _simulated(model: Model) -> Model:
             if node.name in placement.integer and enters:
                 if tensor.name not in entered:
                     entered[tensor.name] = copy.variable(f"{tensor.name}_dequantized")
-                    ends = [tensor], entered[tensor.name]
-                    copy.add(FAKE_QUANTIZE, *ends, grid=tensor.name, factor=1.0)
+                    attrs = {"grid": tensor.name, "factor": 1.0, "of": node.name}
+                    copy.add(FAKE_QUANTIZE, [tensor], entered[tensor.name], **attrs)
                 node.inputs[i] = entered[tensor.name]
         for i, tensor in enumerate(node.outputs):
             if tensor.name in grids:
                 root, by = grids[tensor.name]
                 node.outputs[i] = copy.variable(f"{tensor.name}_float")
-                copy.add(FAKE_QUANTIZE, [node.outputs[i]], tensor, grid=root, factor=by)
+                attrs = {"grid": root, "factor": by, "of": node.name}
+                copy.add(FAKE_QUANTIZE, [node.outputs[i]], tensor, **attrs)
     copy.tidy()
     return copy

@@ -90,35 +90,30 @@ class WeightQuantizer(nn.Module):
     """A weight on its grid.
 
     Args:
-        weight: Its codes are what the latent weight rounds to at first.
-        latent: The weight that is rounded, as good as it is known: it is moved to where it rounds
-            to the codes.
-        shape: Of the result.
+        weight: What it rounds to at first.
+        source: The float weight. It is where training begins if it rounds to that, and otherwise,
+            after a compensation of errors, training begins in the middle of every step.
 
     Attributes:
         latent: In steps of the first scale, of the shape of the codes.
         stretch: Logarithm of the scale, relative to what it was.
     """
 
-    def __init__(self, weight: QTensor, latent: Floats, shape: tuple[int, ...]) -> None:
+    def __init__(self, weight: QTensor, source: Floats) -> None:
         super().__init__()
-        params, codes = weight.params, weight.codes
-        self.weight, self.shape = weight, shape
-        scale = affine.broadcast(params.scale, codes.ndim, params.axis)
-        levels, u = weight.levels.astype(np.float64), latent.reshape(codes.shape) / scale
-        if weight.book is None:
-            self.low, self.high, book = float(params.spec.qmin), float(params.spec.qmax), None
-            below = above = np.float64(0.5)
+        params, codes, book = weight.params, weight.codes, weight.book
+        self.weight, self.shape = weight, source.shape
+        scale = affine.broadcast(params.scale, codes.ndim, params.axis).astype(np.float32)
+        if book is None:
+            self.low, self.high = float(params.spec.qmin), float(params.spec.qmax)
         else:
-            gaps = np.diff(weight.book.astype(np.float64), prepend=-np.inf, append=np.inf) / 2
-            self.low, self.high = float(weight.book[0]), float(weight.book[-1])
-            below, above = gaps[:-1][codes], gaps[1:][codes]
-            book = torch.from_numpy(weight.book.astype(np.float32))
-        import os; inner = float(os.environ.get("INNER","0.999"))
-        u = np.clip(u, levels - inner * below, levels + inner * above)
-        self.register_buffer("book", book)
-        self.register_buffer("origin", torch.from_numpy(np.array(scale, np.float32)))
-        self.latent = nn.Parameter(torch.from_numpy(np.clip(u, self.low, self.high).astype(np.float32)))
+            self.low, self.high = float(book[0]), float(book[-1])
+        levels = torch.from_numpy(weight.levels.astype(np.float32))
+        self.register_buffer("book", None if book is None else torch.from_numpy(book).float())
+        self.register_buffer("origin", torch.from_numpy(np.array(scale)))
+        u = torch.from_numpy(source.reshape(codes.shape)) / self.origin
+        plain = torch.equal(nearest(u.clone(), self.low, self.high, self.book), levels)
+        self.latent = nn.Parameter(u if plain else levels)
         self.stretch = nn.Parameter(torch.zeros(scale.shape))
 
     @property

@@ -1,0 +1,107 @@
+"""Which parts of a model can be trained: those that are lowered, as onnxruntime computes them."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+
+from onnxq.lowering import Lowered, Refused
+from onnxq.model import Model
+from onnxq.runtime import Session
+from onnxq.spec import Array
+
+# Difference to onnxruntime, relative to a tensor's largest value, that float32 explains.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes that are trained together.
+
+    Attributes:
+        nodes: Their names.
+        inputs: Names of the tensors that they read from outside, inputs of the model among them.
+        outputs: Names of those that they hand on, outputs of the model among them.
+    """
+
+    nodes: set[str]
+    inputs: list[str]
+    outputs: list[str]
+
+
+def refusals(model: Model, feeds: Mapping[str, Array]) -> dict[str, str]:
+    """Nodes that are not lowered, or compute something else than onnxruntime, with the reason.
+
+    Args:
+        model: Float.
+        feeds: One sample.
+    """
+    nodes = model.graph.nodes
+    computed = [t.name for node in nodes for t in node.outputs if not t.is_empty()]
+    known = {**feeds, **Session(model, taps=computed, optimize=False).run(feeds)}
+    found: dict[str, str] = {}
+    for node in nodes:
+        if (why := _refusal(model, node, known)) is not None:
+            found[node.name] = why
+    return found
+
+
+def _refusal(model: Model, node: gs.Node, known: Mapping[str, Array]) -> str | None:
+    read = [t for t in node.inputs if not t.is_empty() and not isinstance(t, gs.Constant)]
+    outputs = [t.name for t in node.outputs if not t.is_empty()]
+    if not all(t.name in known for t in read) or not all(name in known for name in outputs):
+        return "onnxruntime does not show what it reads or returns"
+    try:
+        given = {t.name: torch.from_numpy(np.array(known[t.name])) for t in read}
+        with torch.no_grad():
+            results = Lowered(model, [node.name]).run(given, outputs)
+    except Refused as cause:
+        return str(cause).removeprefix(f"{node.name}: ")
+    except Exception as cause:
+        return f"torch cannot compute it: {' '.join(str(cause).split())[:120]}"
+    for name in outputs:
+        x, y = known[name], results[name].numpy()
+        if x.shape != y.shape or x.dtype != y.dtype:
+            return "torch and onnxruntime give it another shape or type"
+        largest = max(float(np.abs(x).max(initial=0)), 1e-6) if x.dtype.kind == "f" else 0.5
+        if not np.allclose(x, y, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
+            return "torch and onnxruntime compute different values"
+    return None
+
+
+def parts(model: Model, refused: Container[str]) -> list[Part]:
+    """The parts of a model with an integer weight, in order.
+
+    Nodes are in one part if as many borders between lowered and refused nodes lie before them: no
+    path then leaves a part and comes back.
+
+    Args:
+        model: In topological order, and planned.
+        refused: Names of nodes that belong to no part.
+    """
+    stage: dict[str, int] = {}
+    found: dict[int, list[gs.Node]] = {}
+    for node in model.graph.nodes:
+        side = int(node.name in refused)
+        before = max((stage.get(t.name, 0) for t in node.inputs), default=0)
+        here = before + (before % 2 != side)
+        stage |= {t.name: here for t in node.outputs}
+        if not side:
+            found.setdefault(here, []).append(node)
+    trained = (nodes for _, nodes in sorted(found.items()))
+    return [_part(model, nodes) for nodes in trained if any(n.name in model.weights for n in nodes)]
+
+
+def _part(model: Model, nodes: list[gs.Node]) -> Part:
+    names = {node.name for node in nodes}
+    made = {t.name: t for node in nodes for t in node.outputs if not t.is_empty()}
+    read = {t.name: t for node in nodes for t in node.inputs if not t.is_empty()}
+    inputs = [n for n, t in read.items() if n not in made and not isinstance(t, gs.Constant)]
+    outputs = [
+        name
+        for name, tensor in made.items()
+        if model.is_output(tensor) or any(reader.name not in names for reader in tensor.outputs)
+    ]
+    return Part(names, inputs, outputs)

@@ -1,0 +1,77 @@
+"""What a pass that trains is given: calibration samples in memory, and how to speak to the user."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.data import Batch
+from onnxq.model import Model
+from onnxq.spec import Array, Ints
+
+# Of so many samples one is held out: nothing is trained on it, and it judges what was.
+HELD_OUT = 10
+
+Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Samples of one shape, and the rest of what training needs.
+
+    Attributes:
+        feeds: Every input, samples along the first axis.
+        fixed: The number of samples that the model insists on, if it does.
+        images: Name of the input that holds images, (n, channels, height, width); None if there is
+            none.
+        others: Number of samples left out, since their shape is another.
+        seed: Of everything that is drawn.
+        digest: Tells these samples and this seed from others.
+        checkpoint: Where the state of the training is kept, to go on from; None for nowhere.
+        write: The model as it would be deployed with the plan as it is.
+        progress: Called with what is done, the steps since the last call and all of them.
+    """
+
+    feeds: Feeds
+    fixed: int | None
+    images: str | None
+    others: int
+    seed: int
+    digest: str
+    checkpoint: Path | None
+    write: Callable[[Model], Model]
+    progress: Callable[[str, int, int | None], None]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(next(iter(self.feeds.values())))
+
+    @property
+    def held(self) -> Ints:
+        """Rows that judge."""
+        return np.arange(HELD_OUT - 1, self.count, HELD_OUT)
+
+    @property
+    def taught(self) -> Ints:
+        """Rows that are trained on."""
+        return np.setdiff1d(np.arange(self.count), self.held)
+
+    def rows(self, chosen: Ints) -> dict[str, Array]:
+        """Some of the samples."""
+        return {name: x[chosen] for name, x in self.feeds.items()}
+
+
+def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], int]:
+    """The samples of the shape that most have, and how many others there are."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Batch]] = {}
+    for batch in batches:
+        groups.setdefault(tuple(x.shape[1:] for x in batch.feeds.values()), []).append(batch)
+    count = {shape: sum(batch.valid for batch in group) for shape, group in groups.items()}
+    most = max(groups, key=count.__getitem__)
+    feeds = {
+        name: np.concatenate([batch.trim(batch.feeds[name]) for batch in groups[most]])
+        for name in batches[0].feeds
+    }
+    return feeds, sum(count.values()) - count[most]
