@@ -255,7 +255,8 @@ def _learn(
     """Train the model, which the rest of the passes would write."""
     if data is None:
         raise CalibrationError(f"{step.name} needs calibration data: give --calib")
-    return {step.name: step.learn(model, reference, data.teach(model, partial(_written, rest=rest)))}
+    lessons = data.teach(model, partial(_written, rest=rest))
+    return {step.name: step.learn(model, reference, lessons)}
 
 
 def _written(model: Model, rest: Sequence[Pass]) -> Model:
