@@ -32,6 +32,7 @@ from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
+from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
@@ -222,6 +223,7 @@ def build(
     weight_range: str | None = None,
     act_range: str | None = None,
     exact: tuple[Pass, ...] = (),
+    narrow: tuple[Pass, ...] = (),
     before: tuple[Pass, ...] = (),
     after: tuple[Pass, ...] = (),
     per_channel: bool = True,
@@ -233,7 +235,8 @@ def build(
 ) -> Recipe:
     """The recipe that flags describe, with passes of its own between the usual ones.
 
-    ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes.
+    ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes, and
+    ``narrow`` behind all other exact ones, where activations have fewer than 8 bits.
 
     Levels that are not uniform have 4 bits, if no other width is asked for or their only one, and
     a range of the least error (clusters that of the largest weight, ternary and binary weights an
@@ -255,6 +258,8 @@ def build(
         )
         emission = InsertQdq.of({"target_ort": target_ort})
         expansion = () if act_bits == "float" else EXPANSION
+        if act_bits not in ("float", 8):
+            expansion += narrow
         steps: tuple[Pass, ...] = (*PREPARATION, *exact, *expansion, *before, weights)
         if act_bits != "float":
             # Clipping pays only where levels are few.
@@ -272,6 +277,7 @@ class Named(TypedDict, total=False):
     weight_range: str
     act_range: str
     exact: tuple[Pass, ...]
+    narrow: tuple[Pass, ...]
     before: tuple[Pass, ...]
     after: tuple[Pass, ...]
 
@@ -331,6 +337,7 @@ NAMED: dict[str, tuple[str, Named]] = {
         {
             "weight_range": "mse",
             "act_range": "mse",
+            "narrow": (ForkResiduals(),),
             "after": (CompensateRounding(), CorrectBias(), Distill()),
         },
     ),

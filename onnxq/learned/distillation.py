@@ -1,4 +1,4 @@
-"""Distillation: chosen parameters of a plan, trained together so that outputs and features agree."""
+"""Distillation: parts of a plan, trained together so that outputs and features agree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -92,10 +92,15 @@ class Teaching:
             yield self._loss(feeds, own) * (len(rows) / len(drawn))
 
     def judge(self) -> float:
-        """The loss on the samples held out, as they are."""
+        """The errors at the points on the samples held out, as they are.
+
+        A divergence of scores is left out: a few doubtful images would decide it.
+        """
         held = self.lessons.held
         with torch.no_grad():
-            sums = [float(self._loss(*self._feeds(rows))) * len(rows) for rows in self._parts(held)]
+            sums = [
+                len(r) * float(self._errors(*self._run(*self._feeds(r)))) for r in self._parts(held)
+            ]
         return sum(sums) / len(held)
 
     def _parts(self, rows: Ints) -> list[Ints]:
@@ -103,12 +108,20 @@ class Teaching:
         found = np.split(rows, range(self._part, len(rows), self._part))
         return [np.resize(part, self.lessons.fixed or len(part)) for part in found]
 
-    def _loss(self, feeds: Tensors, own: Tensors) -> Tensor:
+    def _run(self, feeds: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
+        """What both networks return."""
         with torch.no_grad():
             truth = self.teacher.run(feeds, self._wanted)
-        found = self.network.run(own, self._wanted)
+        return truth, self.network.run(own, self._wanted)
+
+    def _errors(self, truth: Tensors, found: Tensors) -> Tensor:
+        """The mean over all points."""
         errors = [F.mse_loss(found[n], truth[n]) / v for n, v in self._variances.items()]
-        total = torch.stack(errors).mean()
+        return torch.stack(errors).mean()
+
+    def _loss(self, feeds: Tensors, own: Tensors) -> Tensor:
+        truth, found = self._run(feeds, own)
+        total = self._errors(truth, found)
         if self._scores is None:
             return total
         z, z_q = (F.log_softmax(x[self._scores], 1) for x in (truth, found))
