@@ -27,7 +27,7 @@ RESIDUAL = build(
 
 def converted(*narrow):
     """The written model, its float one and the bits of every tensor on a grid."""
-    recipe = recipes.build(act_bits=3, first_last_bits=2, narrow=narrow)
+    recipe = recipes.build(act_bits=3, narrow=narrow)
     model, source = from_proto(RESIDUAL), Calibration(samples(RESIDUAL), PRESETS["raw"])
     model.raise_opset(recipe.opset)
     run(model, recipe.exact, None)
