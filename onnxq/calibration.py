@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data import LARGEST_BATCH, Batch, Samples, batch_size, batches, fixed_batch
-from onnxq.errors import CalibrationError
+from onnxq.errors import CalibrationError, InputError
 from onnxq.lessons import HELD_OUT, Lessons, of_one_shape
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.pipeline import LayerPass, Outcome
 from onnxq.preprocess import Preprocess
-from onnxq.runtime import Session, in_order
+from onnxq.progress import Progress, silent
+from onnxq.runtime import Feeds, Session, in_order
 from onnxq.spec import Array
 from onnxq.walk import walk
-
-Progress = Callable[[str, int, int | None], None]
-
-
-def silent(stage: str, advance: int, total: int | None) -> None:
-    """Show nothing of: a stage, the samples done since the last call, the number in all."""
 
 
 @dataclass
@@ -102,7 +97,7 @@ class Calibration:
         """All samples of one shape, in memory.
 
         Raises:
-            CalibrationError: They are too few to hold some out.
+            CalibrationError: They are too few to hold some out, or cannot be told apart.
         """
         if not self.count:
             self.collect(model, {})
@@ -110,9 +105,13 @@ class Calibration:
         size = batch_size(session, self.samples)
         feeds, others = of_one_shape(list(batches(self.samples, session.inputs, size)))
         pictures = self.moments is not None and self.preprocess.channel_axis == 1
-        images = next(iter(feeds)) if pictures else None
+        first = next(iter(feeds))
+        images = first if pictures and feeds[first].dtype == np.float32 else None
+        fixed = fixed_batch(session.inputs)
+        if fixed is None and not _run_together(session, feeds):
+            fixed = 1
         lessons = Lessons(
-            feeds, fixed_batch(session.inputs), images, others, self.seed,
+            feeds, fixed, images, others, self.seed,
             f"{self.digest} {self.seed}", self.checkpoint, write, self.progress,
         )  # fmt: skip
         if not len(lessons.held):
@@ -143,3 +142,12 @@ class Calibration:
             if outside or narrow or not 0.05 < place < 0.95:
                 found.append(f"{seen}: check the preprocessing")
         return found
+
+
+def _run_together(session: Session, feeds: Feeds) -> bool:
+    """Whether two samples run at once, and results can be told apart."""
+    try:
+        results = session.run({name: x[:2] for name, x in feeds.items()})
+    except InputError:
+        return False
+    return all(x.ndim and len(x) == 2 for x in results.values())

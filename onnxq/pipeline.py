@@ -7,9 +7,10 @@ pass goes from layer to layer instead, through a network that is quantized up to
 learned pass trains the network as a whole or block by block.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self
 
@@ -256,7 +257,13 @@ def _learn(
     if data is None:
         raise CalibrationError(f"{step.name} needs calibration data: give --calib")
     lessons = data.teach(model, partial(_written, rest=rest))
-    return {step.name: step.learn(model, reference, lessons)}
+    if lessons.checkpoint is not None:
+        parts = lessons.digest, model.digest(), lessons.write(model).digest(), str(step.options())
+        lessons = replace(lessons, digest=hashlib.sha256("".join(parts).encode()).hexdigest())
+    outcome = step.learn(model, reference, lessons)
+    if lessons.others:
+        outcome.remark("model", f"{lessons.others} samples of other shapes are left out")
+    return {step.name: outcome}
 
 
 def _written(model: Model, rest: Sequence[Pass]) -> Model:

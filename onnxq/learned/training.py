@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from onnxq.lessons import Lessons
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
+# Under this name, a checkpoint holds the states of trainings.
+KIND = "onnxq trainings"
 # So many judgements in a row that find nothing better end a training.
 PATIENCE = 4
 
@@ -46,6 +49,11 @@ class Trained:
     kept: list[Tensor]
     interrupted: bool = False
 
+    @property
+    def note(self) -> str:
+        """The judge's best figure, while it lasts."""
+        return f"held-out loss {self.best:.4g}, was {self.before:.4g}"
+
     def __str__(self) -> str:
         change = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}"
         return f"{change}, {self.step} steps"
@@ -73,7 +81,7 @@ def optimise(
         lessons: The rest.
 
     Raises:
-        UsageError: The checkpoint is of another training.
+        UsageError: The checkpoint is something else.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
@@ -83,23 +91,24 @@ def optimise(
         start = judge()
         state = Trained(start, start, 0, 0, _copies(parameters))
     every = max(1, steps // JUDGEMENTS)
-    lessons.progress(name, state.step, steps)
     try:
+        lessons.progress(name, state.step, steps, state.note)
         while state.step < steps and state.since < PATIENCE:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
                 entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
             optimizer.zero_grad()
             for part in loss(state.step):
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             state.step += 1
-            lessons.progress(name, 1, steps)
             if state.step % every == 0 or state.step == steps:
                 found = judge()
                 state.since += 1
                 if found < state.best:
                     state.best, state.since, state.kept = found, 0, _copies(parameters)
                 _save(lessons.checkpoint, key, parameters, optimizer, state)
+            lessons.progress(name, 1, steps, state.note)
+        lessons.progress(name, steps - state.step, steps, state.note)
     except KeyboardInterrupt:
         state.interrupted = True
     _restore(parameters, state.kept)
@@ -132,9 +141,9 @@ def _save(
     if path is None:
         return
     now = {"parameters": _copies(parameters), "optimizer": optimizer.state_dict()}
-    known = torch.load(path, map_location="cpu") if path.exists() else {}
+    known = _load(path) | {key: now | {"state": asdict(state)}}
     with replacing(path) as temporary:
-        torch.save(known | {key: now | {"state": asdict(state)}}, temporary)
+        torch.save({KIND: known}, temporary)
 
 
 def _resume(
@@ -143,20 +152,23 @@ def _resume(
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> Trained | None:
-    """The state that the checkpoint holds of this training, put back; None without one.
-
-    Raises:
-        UsageError: There is no way to read it.
-    """
-    if path is None or not path.exists():
-        return None
-    try:
-        known = torch.load(path, map_location="cpu")
-        found = known.get(key)
-    except Exception as cause:
-        raise UsageError(f"{path}: is no checkpoint: name another file, or move it away") from cause
-    if found is None:
+    """The state that the checkpoint holds of this training, put back; None without one."""
+    if path is None or (found := _load(path).get(key)) is None:
         return None
     _restore(parameters, found["parameters"])
     optimizer.load_state_dict(found["optimizer"])
     return Trained(**found["state"])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The states in a checkpoint, which may not be there yet, by their keys.
+
+    Raises:
+        UsageError: It is a file of something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True)[KIND])
+    except Exception as cause:
+        raise UsageError(f"{path}: is no checkpoint: name another file, or move it away") from cause
