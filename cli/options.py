@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onnxq.calibration import Progress as Callback
-from onnxq.calibration import silent
 from onnxq.errors import UsageError
 from onnxq.files import check_writable, replacing
+from onnxq.progress import Progress as Callback
+from onnxq.progress import silent
 from onnxq.recipes import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,16 +92,19 @@ def progress_bar() -> Iterator[Callback]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def advance(stage: str, count: int, total: int | None) -> None:
+        def advance(stage: str, count: int, total: int | None, note: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                tasks[stage] = bar.add_task(stage, total=total, note=note)
             elif bar.tasks[tasks[stage]].finished:
-                bar.reset(tasks[stage], total=total)
+                bar.reset(tasks[stage], total=total, note=note)
             bar.advance(tasks[stage], count)
+            if note:
+                bar.update(tasks[stage], note=note)
 
         yield advance
 

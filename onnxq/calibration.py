@@ -8,22 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.data import LARGEST_BATCH, Batch, Samples, batch_size, batches, fixed_batch
-from onnxq.errors import CalibrationError
+from onnxq.data import (
+    LARGEST_BATCH,
+    Batch,
+    Samples,
+    batch_size,
+    batches,
+    fixed_batch,
+    without,
+)
+from onnxq.errors import CalibrationError, InputError
 from onnxq.lessons import HELD_OUT, Lessons, of_one_shape
 from onnxq.model import Model
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.pipeline import LayerPass, Outcome
 from onnxq.preprocess import Preprocess
-from onnxq.runtime import Session, in_order
+from onnxq.progress import Progress, silent
+from onnxq.runtime import Feeds, Session, in_order
 from onnxq.spec import Array
 from onnxq.walk import walk
-
-Progress = Callable[[str, int, int | None], None]
-
-
-def silent(stage: str, advance: int, total: int | None) -> None:
-    """Show nothing of: a stage, the samples done since the last call, the number in all."""
 
 
 @dataclass
@@ -87,22 +90,28 @@ class Calibration:
         self.moments = moments if np.ndim(moments.lo) else None
         return observers
 
-    def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
-        """Visit the layers of ``model``, which would be deployed as ``written``, on all samples."""
+    def walk(
+        self, model: Model, written: Model, steps: Sequence[LayerPass], judged: bool
+    ) -> dict[str, Outcome]:
+        """Visit the layers of ``model``, which would be deployed as ``written``.
+
+        On all samples, or without those that are held out, if these are to judge the result.
+        """
         if not self.count:
             self.collect(model, {})
         session = Session(model)
         size = batch_size(session, self.samples)
         # Pieces of a model have little to do for one batch.
         size = min(4 * size, LARGEST_BATCH) if size > 1 else size
-        held = list(batches(self.samples, session.inputs, size))
+        samples = without(self.samples, HELD_OUT) if judged else self.samples
+        held = list(batches(samples, session.inputs, size))
         return walk(model, written, steps, held, partial(self.progress, "walking through layers"))
 
     def teach(self, model: Model, write: Callable[[Model], Model]) -> Lessons:
         """All samples of one shape, in memory.
 
         Raises:
-            CalibrationError: They are too few to hold some out.
+            CalibrationError: They are too few to hold some out, or cannot be told apart.
         """
         if not self.count:
             self.collect(model, {})
@@ -110,9 +119,13 @@ class Calibration:
         size = batch_size(session, self.samples)
         feeds, others = of_one_shape(list(batches(self.samples, session.inputs, size)))
         pictures = self.moments is not None and self.preprocess.channel_axis == 1
-        images = next(iter(feeds)) if pictures else None
+        first = next(iter(feeds))
+        images = first if pictures and feeds[first].dtype == np.float32 else None
+        fixed = fixed_batch(session.inputs)
+        if fixed is None and not _run_together(session, feeds):
+            fixed = 1
         lessons = Lessons(
-            feeds, fixed_batch(session.inputs), images, others, self.seed,
+            feeds, fixed, images, others, self.seed,
             f"{self.digest} {self.seed}", self.checkpoint, write, self.progress,
         )  # fmt: skip
         if not len(lessons.held):
@@ -143,3 +156,12 @@ class Calibration:
             if outside or narrow or not 0.05 < place < 0.95:
                 found.append(f"{seen}: check the preprocessing")
         return found
+
+
+def _run_together(session: Session, feeds: Feeds) -> bool:
+    """Whether two samples run at once, and results can be told apart."""
+    try:
+        results = session.run({name: x[:2] for name, x in feeds.items()})
+    except InputError:
+        return False
+    return all(x.ndim and len(x) == 2 for x in results.values())

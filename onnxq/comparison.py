@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from onnxq._version import __version__
-from onnxq.calibration import Progress, silent
 from onnxq.data import Data
 from onnxq.errors import OnnxqError, UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.preprocess import Preprocess
+from onnxq.progress import Progress, silent
 from onnxq.recipes import NAMED, ActBits, Recipe, plan
 from onnxq.runtime import version
 from onnxq.workbench import Workbench

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq._version import __version__
-from onnxq.calibration import Calibration, Progress, silent
+from onnxq.calibration import Calibration
 from onnxq.data import Data, Images, Samples, first_batch, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import EVIDENCE, compare
@@ -18,6 +18,7 @@ from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
 from onnxq.pipeline import Outcome, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.progress import Progress, silent
 from onnxq.protos import check_file, file_size
 from onnxq.recipes import ActBits, Recipe, plan
 from onnxq.report import Report

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.calibration import Progress, silent
 from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.errors import CalibrationError
 from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
+from onnxq.progress import Progress, silent
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array
 

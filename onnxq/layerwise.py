@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.calibration import Progress, silent
 from onnxq.data import Batch, Samples, batch_size, batches
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity
 from onnxq.numerics.moments import OutputMoments
+from onnxq.progress import Progress, silent
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats, QParams, QuantSpec
 from onnxq.storage import stored, stored_names

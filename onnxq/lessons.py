@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.data import Batch
+from onnxq.errors import CalibrationError
 from onnxq.model import Model
+from onnxq.progress import Progress
 from onnxq.spec import Array, Ints
 
 # Of so many samples one is held out: nothing is trained on it, and it judges what was.
@@ -22,15 +24,16 @@ class Lessons:
 
     Attributes:
         feeds: Every input, samples along the first axis.
-        fixed: The number of samples that the model insists on, if it does.
+        fixed: The number of samples that have to run together, if it is not open.
         images: Name of the input that holds images, (n, channels, height, width); None if there is
             none.
         others: Number of samples left out, since their shape is another.
         seed: Of everything that is drawn.
-        digest: Tells these samples and this seed from others.
+        digest: Tells this training from others: its samples, its seed, the plan, the pass.
         checkpoint: Where the state of the training is kept, to go on from; None for nowhere.
         write: The model as it would be deployed with the plan as it is.
-        progress: Called with what is done, the steps since the last call and all of them.
+        progress: Called with what is done, the steps since the last call and all of them, and a
+            note on how well it goes.
     """
 
     feeds: Feeds
@@ -41,7 +44,7 @@ class Lessons:
     digest: str
     checkpoint: Path | None
     write: Callable[[Model], Model]
-    progress: Callable[[str, int, int | None], None]
+    progress: Progress
 
     @property
     def count(self) -> int:
@@ -58,13 +61,27 @@ class Lessons:
         """Rows that are trained on."""
         return np.setdiff1d(np.arange(self.count), self.held)
 
+    @property
+    def few(self) -> dict[str, Array]:
+        """As many samples as have to run together, or two."""
+        return self.rows(np.arange(self.fixed or 2) % self.count)
+
     def rows(self, chosen: Ints) -> dict[str, Array]:
         """Some of the samples."""
         return {name: x[chosen] for name, x in self.feeds.items()}
 
 
 def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], int]:
-    """The samples of the shape that most have, and how many others there are."""
+    """The samples of the shape that most have, and how many others there are.
+
+    Raises:
+        CalibrationError: An input has no row for each sample.
+    """
+    for batch in batches:
+        rows = max((len(x) for x in batch.feeds.values() if x.ndim), default=0)
+        for name, x in batch.feeds.items():
+            if x.ndim == 0 or len(x) != rows:
+                raise CalibrationError(f"input {name} has no row for each sample to train on")
     groups: dict[tuple[tuple[int, ...], ...], list[Batch]] = {}
     for batch in batches:
         groups.setdefault(tuple(x.shape[1:] for x in batch.feeds.values()), []).append(batch)

@@ -7,9 +7,10 @@ pass goes from layer to layer instead, through a network that is quantized up to
 learned pass trains the network as a whole or block by block.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self
 
@@ -160,8 +161,13 @@ class Source(Protocol):
     def collect(self, model: Model, observers: dict[str, Observer]) -> Statistics:
         """Stream the data through a model into observers."""
 
-    def walk(self, model: Model, written: Model, steps: Sequence[LayerPass]) -> dict[str, Outcome]:
-        """Visit the layers of ``model``, which would be deployed as ``written``."""
+    def walk(
+        self, model: Model, written: Model, steps: Sequence[LayerPass], judged: bool
+    ) -> dict[str, Outcome]:
+        """Visit the layers of ``model``, which would be deployed as ``written``.
+
+        ``judged`` says that the samples held out are to judge what becomes of the model.
+        """
 
     def teach(self, model: Model, write: Callable[[Model], Model]) -> Lessons:
         """The data in memory, for training; ``write`` gives a model as it would be deployed."""
@@ -246,7 +252,8 @@ def _walk(
     """Walk through the model as the rest of the passes would write it."""
     if data is None:
         raise CalibrationError(f"{steps[0].name} needs calibration data: give --calib")
-    return data.walk(model, _written(model, rest), steps)
+    judged = any(isinstance(step, LearnedPass) for step in rest)
+    return data.walk(model, _written(model, rest), steps, judged)
 
 
 def _learn(
@@ -256,7 +263,13 @@ def _learn(
     if data is None:
         raise CalibrationError(f"{step.name} needs calibration data: give --calib")
     lessons = data.teach(model, partial(_written, rest=rest))
-    return {step.name: step.learn(model, reference, lessons)}
+    if lessons.checkpoint is not None:
+        parts = lessons.digest, model.digest(), lessons.write(model).digest(), str(step.options())
+        lessons = replace(lessons, digest=hashlib.sha256("".join(parts).encode()).hexdigest())
+    outcome = step.learn(model, reference, lessons)
+    if lessons.others:
+        outcome.remark("model", f"{lessons.others} samples of other shapes are left out")
+    return {step.name: outcome}
 
 
 def _written(model: Model, rest: Sequence[Pass]) -> Model:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from onnxq.calibration import Progress, silent
 from onnxq.data import Data, Images, Samples, open_samples, thinned
 from onnxq.evaluate import EVIDENCE, Comparison, compare
 from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, load
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.progress import Progress, silent
 from onnxq.runtime import Session
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxq._version import __version__
-from onnxq.calibration import Calibration, Progress
+from onnxq.calibration import Calibration
 from onnxq.conversion import doubts, largest_change, prepare, quantize, refuse_quantized
 from onnxq.data import Data, Images, Samples, batches, first_batch, open_samples
 from onnxq.errors import CalibrationError
@@ -21,6 +21,7 @@ from onnxq.evaluate import Comparison, compare
 from onnxq.model import Model, load
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.preprocess import ASSUMED, Preprocess, resolve
+from onnxq.progress import Progress
 from onnxq.protos import file_size
 from onnxq.recipes import Recipe
 from onnxq.runtime import Feeds, Session, cpu_note, version
@@ -110,7 +111,7 @@ class Workbench:
         calib_size: Samples drawn from ``calib``.
         preprocess: For images.
         labels: Of ``data``.
-        seed: Of the draw.
+        seed: Of the draw, and of what training draws.
         progress: Called as samples are done.
 
     Attributes:
@@ -137,6 +138,7 @@ class Workbench:
         self._model, self._session = load(source), RememberingSession(source)
         refuse_quantized(self._model)
         inputs, self._progress, self._memo = self._session.inputs, progress, Memo()
+        self._seed = seed
         self._preprocess, self._origin = resolve(preprocess, source, self._model.metadata)
         self._calib = open_samples(calib, inputs, self._preprocess, calib_size, seed)
         self._judge = open_samples(data, inputs, self._preprocess, None, seed, labels)
@@ -190,7 +192,7 @@ class Workbench:
         key = recipe.opset, recipe.target_ort, recipe.exact
         prepared = self._memo.once(key, lambda: self._prepared(recipe))
         calibration = SharedCalibration(
-            self._calib, self._preprocess, self._progress, memo=self._memo
+            self._calib, self._preprocess, self._progress, seed=self._seed, memo=self._memo
         )
         _, model, _ = quantize(prepared, recipe, calibration, self._preprocess, self._origin)
         model.save(file)

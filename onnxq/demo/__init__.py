@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.bench import Speed, bench
-from onnxq.calibration import Progress, silent
 from onnxq.conversion import convert
+from onnxq.progress import Progress, silent
 from onnxq.report import Report
 
 

@@ -1,9 +1,10 @@
 """Distillation: parts of a plan, trained together so that outputs and features agree."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import nn
 
 from onnxq.blocks import blocks
 from onnxq.layers import layers
@@ -17,6 +18,9 @@ from onnxq.model import Model
 from onnxq.pipeline import Outcome
 from onnxq.runtime import Session
 from onnxq.spec import Array
+
+# Why a layer is not trained that would have been.
+INTERRUPTED = "the training was interrupted before it came to it"
 
 
 @dataclass(frozen=True)
@@ -61,34 +65,45 @@ def distill(
     outcome = Outcome()
     if rates.biases:
         _give_biases(model)
-    refused = refusals(reference, lessons.rows(np.arange(lessons.fixed or 1)))
+    refused = refusals(reference, lessons.few)
     found = parts(model, refused)
-    untrained = {layer.name for layer in layers(model)} & model.weights.keys()
+    whys = {layer.name: refused.get(layer.name, INTERRUPTED) for layer in layers(model)}
+    untrained = {name: why for name, why in whys.items() if name in model.weights}
+    settled: set[str] = set()
     for number, part in enumerate(found, 1):
         label = name if len(found) == 1 else f"{name}, part {number} of {len(found)}"
         network = QuantizedNetwork(model, part.nodes)
-        groups = _groups(network, rates)
+        names = [layer.name for layer in network.layers]
+        groups = _groups(network, rates, settled)
+        if not groups:
+            untrained |= dict.fromkeys(names, "it has nothing that this pass trains")
+            continue
         samples, own = _surroundings(part, model, reference, lessons)
-        if samples is None or not groups:
+        if samples is None:
+            untrained |= dict.fromkeys(names, "what is read there cannot be told apart by sample")
             continue
         teacher = Lowered(reference, part.nodes & {node.name for node in reference.graph.nodes})
         points, scores = _points(model, part, network)
         teaching = Teaching(teacher, network, points, scores, samples, own, batch, mix)
+        if teaching.empty:
+            untrained |= dict.fromkeys(names, "nothing that follows can be compared")
+            continue
         done = optimise(label, groups, teaching.loss, teaching.judge, steps, lessons)
-        before = {layer.name: model.weights[layer.name].codes for layer in network.layers}
+        before = {name: model.weights[name].codes for name in names}
         network.store(model)
+        settled |= set(network.graded)
         for layer, codes in before.items():
             moved = float(np.mean(model.weights[layer].codes != codes))
-            outcome.edit(layer, f"{moved:.2%} of its codes moved")
-        untrained -= before.keys()
+            outcome.edit(layer, f"trained; {moved:.2%} of its codes moved")
+            del untrained[layer]
         outcome.remark("model", f"{label}: {done}")
         if done.interrupted:
             outcome.remark(
                 "model", "interrupted: the best so far is kept, later steps are left out"
             )
             break
-    for layer in sorted(untrained):
-        outcome.skip(layer, refused.get(layer, "it is not trained"))
+    for layer, why in untrained.items():
+        outcome.skip(layer, why)
     return outcome
 
 
@@ -101,14 +116,16 @@ def _give_biases(model: Model) -> None:
     model.tidy()
 
 
-def _groups(network: QuantizedNetwork, rates: Rates) -> list[Group]:
-    """What is trained; all else is frozen."""
-    kinds = (
+def _groups(network: QuantizedNetwork, rates: Rates, settled: Container[str]) -> list[Group]:
+    """What is trained; all else is frozen, and so are the grids of tensors that are settled."""
+    graded = zip(network.graded, network.grids, strict=True)
+    kinds: tuple[tuple[list[nn.Parameter], float], ...] = (
         ([weight.latent for weight in network.weights], rates.weights),
         ([weight.stretch for weight in network.weights], rates.scales),
         (list(network.biases.values()), rates.biases),
-        ([grid.stretch for grid in network.grids], rates.ranges),
+        ([grid.stretch for name, grid in graded if name not in settled], rates.ranges),
     )
+    network.requires_grad_(False)
     for parameters, rate in kinds:
         for parameter in parameters:
             parameter.requires_grad_(rate > 0)
@@ -137,21 +154,30 @@ def _surroundings(
 
     None if that cannot be told apart by sample.
     """
-    if set(part.inputs) <= lessons.feeds.keys():
-        return replace(lessons, feeds={n: lessons.feeds[n] for n in part.inputs}), None
-    seen = [_run(m, part.inputs, lessons) for m in (reference, lessons.write(model))]
-    if any(len(x) != lessons.count for feeds in seen for x in feeds.values()):
+    if not part.inputs:
         return None, None
-    return replace(lessons, feeds=seen[0], images=None), seen[1]
+    if set(part.inputs) <= lessons.feeds.keys():
+        images = lessons.images if lessons.images in part.inputs else None
+        given = {name: lessons.feeds[name] for name in part.inputs}
+        return replace(lessons, feeds=given, images=images), None
+    ours, own = (_run(m, part.inputs, lessons) for m in (reference, lessons.write(model)))
+    if ours is None or own is None:
+        return None, None
+    return replace(lessons, feeds=ours, images=None), own
 
 
-def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array]:
-    """Tensors of a model on all samples, by onnxruntime."""
+def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array] | None:
+    """Tensors of a model on all samples, by onnxruntime; None if they have no row for each."""
     size = lessons.fixed or 1
-    session = Session(model, taps=wanted)
-    every = range(0, lessons.count - lessons.count % size, size)
-    found = [
-        session.run(lessons.rows(np.arange(i, i + size))) | lessons.rows(np.arange(i, i + size))
-        for i in every
-    ]
-    return {name: np.concatenate([results[name] for results in found]) for name in wanted}
+    session = Session(model, taps=[name for name in wanted if name not in lessons.feeds])
+    found: dict[str, list[Array]] = {name: [] for name in wanted}
+    for start in range(0, lessons.count, size):
+        feeds = lessons.rows(np.arange(start, start + size) % lessons.count)
+        results = session.run(feeds) | feeds
+        for name in wanted:
+            if np.shape(results[name])[:1] != (size,):
+                return None
+            found[name].append(results[name])
+    if any(x.shape != whole[0].shape for whole in found.values() for x in whole):
+        return None
+    return {name: np.concatenate(whole)[: lessons.count] for name, whole in found.items()}

@@ -1,6 +1,7 @@
 """The network as it would be deployed, as a torch module: its plan, as parameters."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import onnx_graphsurgeon as gs
 import torch
@@ -11,9 +12,11 @@ from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
 from onnxq.lowering import Lowered
 from onnxq.lowering.registry import Function, tensor_of
 from onnxq.model import Model
-from onnxq.placement import ACTIVATIONS, place, root_of
+from onnxq.placement import ACTIVATIONS, Placement, place, root_of
 
 FAKE_QUANTIZE = "FakeQuantize"
+# Its attribute with the names of the nodes that it belongs to.
+OWNERS = "owners"
 
 
 class QuantizedNetwork(nn.Module):
@@ -44,25 +47,30 @@ class QuantizedNetwork(nn.Module):
             for layer in layers(model)
             if layer.name in model.weights and (nodes is None or layer.name in nodes)
         ]
-        self.weights = nn.ModuleList(
-            WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
+        self.weights = cast(
+            Sequence[WeightQuantizer],
+            nn.ModuleList(
+                WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
+            ),
         )
-        origins = {
-            i: layer.bias_tensor.values
-            for i, layer in enumerate(self.layers)
-            if isinstance(layer.bias_tensor, gs.Constant) and layer.bias is not None
-        }
-        for i, values in origins.items():
-            self.register_buffer(f"bias{i}", tensor_of(values))
-        self.biases = nn.ParameterDict({str(i): torch.zeros(b.shape) for i, b in origins.items()})
-        self.units = dict.fromkeys(origins, 1.0)
+        self._names: dict[int, str] = {}
+        self.biases = nn.ParameterDict()
+        for i, layer in enumerate(self.layers):
+            if (tensor := layer.bias_tensor) is not None and layer.bias is not None:
+                self._names[i] = tensor.name
+                self.register_buffer(f"bias{i}", tensor_of(tensor.values))
+                self.biases[str(i)] = nn.Parameter(torch.zeros(tensor.values.shape))
+        self.units = dict.fromkeys(self._names, 1.0)
         simulated, own = _simulated(model), {FAKE_QUANTIZE: self._fake_quantize}
         used = [
             n for n in simulated.graph.nodes
-            if nodes is None or (n.attrs["of"] if n.op == FAKE_QUANTIZE else n.name) in nodes
+            if nodes is None or any(name in nodes for name in n.attrs.get(OWNERS, [n.name]))
         ]  # fmt: skip
         self.graded = sorted({n.attrs["grid"] for n in used if n.op == FAKE_QUANTIZE})
-        self.grids = nn.ModuleList(ActivationQuantizer(model.activations[n]) for n in self.graded)
+        self.grids = cast(
+            Sequence[ActivationQuantizer],
+            nn.ModuleList(ActivationQuantizer(model.activations[n]) for n in self.graded),
+        )
         self.lowered = Lowered(simulated, [node.name for node in used], own)
 
     def _fake_quantize(self, node: gs.Node) -> Function:
@@ -72,11 +80,10 @@ class QuantizedNetwork(nn.Module):
     def given(self) -> dict[str, Tensor]:
         """Weights and biases as they are now, by tensor name."""
         found = {}
-        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+        for layer, weight in zip(self.layers, self.weights, strict=True):
             found[layer.weight_tensor.name] = weight()
-            if i in self.units:
-                shift = self.units[i] * self.biases[str(i)]
-                found[layer.bias_tensor.name] = getattr(self, f"bias{i}") + shift
+        for i, name in self._names.items():
+            found[name] = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
         return found
 
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -87,19 +94,19 @@ class QuantizedNetwork(nn.Module):
         """Write weights, biases and grids into the plan that this was made of."""
         with torch.no_grad():
             found = self.given()
-        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+        for layer, weight in zip(self.layers, self.weights, strict=True):
             model.weights[layer.name] = weight.plan()
-            if i in self.units:
-                values = found[layer.bias_tensor.name].cpu().numpy()
-                layer.attach_bias(model.constant(layer.bias_tensor.name, values))
+        for i, name in self._names.items():
+            values = found[name].cpu().numpy()
+            self.layers[i].attach_bias(model.constant(name, values))
         for name, grid in zip(self.graded, self.grids, strict=True):
             model.activations[name] = grid.plan()
 
 
 def _simulated(model: Model) -> Model:
-    """A copy with fake quantizers as nodes; their attribute ``of`` names a node they belong to."""
+    """A copy with fake quantizers as nodes."""
     copy = model.clone()
-    placement = place(copy)
+    placement = place(copy) if model.activations else Placement()
     results = set(placement.results.values())
     grids: dict[str, tuple[str, float]] = {}
     for node in copy.graph.nodes:
@@ -107,21 +114,22 @@ def _simulated(model: Model) -> Model:
         for tensor in node.outputs:
             if clips or tensor.name in results:
                 grids[tensor.name] = root_of(tensor, placement)
-    entered: dict[str, gs.Variable] = {}
+    entered: dict[str, gs.Node] = {}
     for node in list(copy.graph.nodes):
         for i, tensor in enumerate(node.inputs):
             enters = tensor.name in placement.entries and tensor.name not in placement.born
             if node.name in placement.integer and enters:
                 if tensor.name not in entered:
-                    entered[tensor.name] = copy.variable(f"{tensor.name}_dequantized")
-                    attrs = {"grid": tensor.name, "factor": 1.0, "of": node.name}
-                    copy.add(FAKE_QUANTIZE, [tensor], entered[tensor.name], **attrs)
-                node.inputs[i] = entered[tensor.name]
+                    result = copy.variable(f"{tensor.name}_dequantized")
+                    attrs = {"grid": tensor.name, "factor": 1.0, OWNERS: []}
+                    entered[tensor.name] = copy.add(FAKE_QUANTIZE, [tensor], result, **attrs)
+                entered[tensor.name].attrs[OWNERS].append(node.name)
+                node.inputs[i] = entered[tensor.name].outputs[0]
         for i, tensor in enumerate(node.outputs):
             if tensor.name in grids:
                 root, by = grids[tensor.name]
                 node.outputs[i] = copy.variable(f"{tensor.name}_float")
-                attrs = {"grid": root, "factor": by, "of": node.name}
+                attrs = {"grid": root, "factor": by, OWNERS: [node.name]}
                 copy.add(FAKE_QUANTIZE, [node.outputs[i]], tensor, **attrs)
     copy.tidy()
     return copy

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxq.numerics import affine
-from onnxq.spec import Floats, QParams, QTensor
+from onnxq.numerics import affine, levels
+from onnxq.spec import Array, Floats, QParams, QTensor
 
 
 class _Project(torch.autograd.Function):
@@ -27,21 +27,29 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, book: Tensor | None
     ) -> Tensor:
-        levels = nearest(torch.div(x, scale), low, high, book)
-        ctx.save_for_backward(x, scale, levels)
+        rounded = nearest(torch.div(x, scale), low, high, book)
+        ctx.save_for_backward(x, scale, rounded)
         ctx.ends = low, high
-        return levels * scale
+        return rounded * scale
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, scale, levels = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, rounded = ctx.saved_tensors
         u = torch.div(x, scale)
         low, high = ctx.ends
         passed = g * ((u >= low) & (u <= high))
         slope = None
         if ctx.needs_input_grad[1]:
-            slope = torch.addcmul(g * levels, passed, u, value=-1).sum_to_size(scale.shape)
+            slope = torch.addcmul(g * rounded, passed, u, value=-1).sum_to_size(scale.shape)
         return passed, slope, None, None, None
+
+
+def project(
+    x: Tensor, scale: Tensor, low: float, high: float, book: Tensor | None = None
+) -> Tensor:
+    """Every value of ``x`` rounded to the nearest level times its scale; the levels see nearest."""
+    found: Tensor = _Project.apply(x, scale, low, high, book)  # type: ignore[no-untyped-call]
+    return found
 
 
 def nearest(u: Tensor, low: float, high: float, book: Tensor | None = None) -> Tensor:
@@ -61,6 +69,8 @@ class ActivationQuantizer(nn.Module):
         stretch: Logarithm of the scale, relative to what it was; ().
     """
 
+    origin: Tensor
+
     def __init__(self, params: QParams) -> None:
         super().__init__()
         zero_point = int(params.zero_point)
@@ -77,8 +87,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """Quantize and dequantize ``x``, on a grid times ``factor``."""
         scale = self.scale if factor == 1 else self.scale * factor
-        found: Tensor = _Project.apply(x, scale, self.low, self.high, None)
-        return found
+        return project(x, scale, self.low, self.high)
 
     def plan(self) -> QParams:
         """The grid as it is now."""
@@ -99,21 +108,29 @@ class WeightQuantizer(nn.Module):
         stretch: Logarithm of the scale, relative to what it was.
     """
 
+    origin: Tensor
+    book: Tensor | None
+
     def __init__(self, weight: QTensor, source: Floats) -> None:
         super().__init__()
         params, codes, book = weight.params, weight.codes, weight.book
         self.weight, self.shape = weight, source.shape
-        scale = affine.broadcast(params.scale, codes.ndim, params.axis).astype(np.float32)
+        scale = np.array(affine.broadcast(params.scale, codes.ndim, params.axis), np.float32)
         if book is None:
             self.low, self.high = float(params.spec.qmin), float(params.spec.qmax)
         else:
             self.low, self.high = float(book[0]), float(book[-1])
-        levels = torch.from_numpy(weight.levels.astype(np.float32))
         self.register_buffer("book", None if book is None else torch.from_numpy(book).float())
-        self.register_buffer("origin", torch.from_numpy(np.array(scale)))
-        u = torch.from_numpy(source.reshape(codes.shape)) / self.origin
-        plain = torch.equal(nearest(u.clone(), self.low, self.high, self.book), levels)
-        self.latent = nn.Parameter(u if plain else levels)
+        self.register_buffer("origin", torch.from_numpy(scale))
+        middle = torch.from_numpy(np.ascontiguousarray(weight.levels, np.float32))
+        w = source.reshape(codes.shape)
+        if np.array_equal(_rounded(w, weight), codes):
+            begin = torch.from_numpy(np.ascontiguousarray(w / scale, np.float32))
+            # In float32, what lies next to a border may come to lie beyond it.
+            again = nearest(begin * self.origin / self.origin, self.low, self.high, self.book)
+            self.latent = nn.Parameter(torch.where(again == middle, begin, middle))
+        else:
+            self.latent = nn.Parameter(middle)
         self.stretch = nn.Parameter(torch.zeros(scale.shape))
 
     @property
@@ -124,19 +141,26 @@ class WeightQuantizer(nn.Module):
     def forward(self) -> Tensor:
         """The weight as the layer sees it."""
         x = self.latent * self.origin
-        found: Tensor = _Project.apply(x, self.scale, self.low, self.high, self.book)
-        return found.reshape(self.shape)
+        return project(x, self.scale, self.low, self.high, self.book).reshape(self.shape)
 
     def plan(self) -> QTensor:
         """The integer weight as it is now."""
         params = self.weight.params
         with torch.no_grad():
             scale = self.scale
-            levels = nearest(self.latent * self.origin / scale, self.low, self.high, self.book)
-        codes = levels.cpu().numpy()
+            found = nearest(self.latent * self.origin / scale, self.low, self.high, self.book)
+        codes = found.cpu().numpy()
         if self.weight.book is not None:
             codes = np.searchsorted(self.weight.book, codes)
         fitted = scale.cpu().numpy().reshape(params.scale.shape)
         return QTensor(
             codes.astype(self.weight.codes.dtype), replace(params, scale=fitted), self.weight.book
         )
+
+
+def _rounded(w: Floats, weight: QTensor) -> Array:
+    """Codes of the values of ``w`` nearest to them, on the grid or in the book of ``weight``."""
+    if weight.book is None:
+        return affine.quantize(w, weight.params)
+    u = w.astype(np.float64) / affine.scales(weight)
+    return levels.nearest(u, weight.book.astype(np.float64))

@@ -23,7 +23,7 @@ from onnxq.spec import Array, Ints
 ELEMENTS = 1 << 19
 # An image is shifted by this share of its side, at most.
 SHIFT = 1 / 8
-# A variance that a tensor has at least.
+# A variance that a tensor has at least, relative to its mean square.
 LEAST = 1e-12
 
 Tensors = dict[str, Tensor]
@@ -67,61 +67,71 @@ class Teaching:
         layers = self.network.layers
         outputs = [layer.output.name for layer in layers]
         wanted = list(dict.fromkeys([*points, *outputs, *([scores] if scores else [])]))
-        with torch.no_grad():
-            seen = self.teacher.run(self._feeds(self.lessons.taught[: self._part])[0], wanted)
-        self._variances = {
-            name: seen[name].var().clamp_min(LEAST)
-            for name in points
-            if seen[name].is_floating_point() and seen[name].numel() > 1
-        }
+        sums = {name: np.zeros(3) for name in wanted}
+        for rows in self._parts(self.lessons.taught[: self._batch]):
+            with torch.no_grad():
+                seen = self.teacher.run(self._feeds(rows)[0], wanted)
+            floats = {n: x.double() for n, x in seen.items() if x.is_floating_point()}
+            for name, x in floats.items():
+                sums[name] += x.numel(), float(x.sum()), float(x.square().sum())
+        found = {name: _variance(*total) for name, total in sums.items()}
+        self._variances = {name: found[name] for name in points if found[name]}
         for i in self.network.units:
-            self.network.units[i] = float(seen[outputs[i]].std())
+            self.network.units[i] = found[outputs[i]] ** 0.5
         classifies = scores is not None and seen[scores].ndim == 2 and seen[scores].shape[1] > 1
         self._scores = scores if classifies else None
-        self._wanted = list(dict.fromkeys([*self._variances, *([scores] if classifies else [])]))
+        compared = [*self._variances, *([self._scores] if self._scores else [])]
+        self._wanted = list(dict.fromkeys(compared))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compare: no point has values that differ."""
+        return not self._wanted
 
     def loss(self, step: int) -> Iterator[Tensor]:
         """The loss of a step, in parts that are small enough for the memory."""
         rng = np.random.default_rng((self.lessons.seed, step))
         taught = self.lessons.taught
-        drawn = rng.choice(taught, max(self._batch, self._part), len(taught) < self._part)
-        for rows in self._parts(drawn):
+        drawn = self._parts(rng.choice(taught, self._batch, replace=False))
+        total = sum(map(len, drawn))
+        for rows in drawn:
             feeds, own = self._feeds(rows)
-            if self.own is None:
+            if self._augments:
                 feeds = own = self._changed(feeds, rng)
-            yield self._loss(feeds, own) * (len(rows) / len(drawn))
+            yield self._loss(feeds, own) * (len(rows) / total)
 
     def judge(self) -> float:
-        """The errors at the points on the samples held out, as they are.
-
-        A divergence of scores is left out: a few doubtful images would decide it.
-        """
-        held = self.lessons.held
+        """The loss on the samples held out, as they are and, images, mirrored."""
+        held = self._parts(self.lessons.held)
         with torch.no_grad():
-            sums = [
-                len(r) * float(self._errors(*self._run(*self._feeds(r)))) for r in self._parts(held)
-            ]
-        return sum(sums) / len(held)
+            losses = [float(self._loss(*self._feeds(rows))) for rows in held]
+            if self._augments:
+                mirrored = (self._mirrored(self._feeds(rows)[0]) for rows in held)
+                losses += [float(self._loss(feeds, feeds)) for feeds in mirrored]
+        weights = np.resize([len(rows) for rows in held], len(losses))
+        return float(np.average(losses, weights=weights))
+
+    @property
+    def _augments(self) -> bool:
+        return self.own is None and self.lessons.images is not None
+
+    def _mirrored(self, feeds: Tensors) -> Tensors:
+        assert self.lessons.images is not None
+        x = feeds[self.lessons.images]
+        return feeds | {self.lessons.images: _channels_last(x.flip(3))}
 
     def _parts(self, rows: Ints) -> list[Ints]:
-        """Rows that run together; a fixed number of them, of which the last are filled up."""
-        found = np.split(rows, range(self._part, len(rows), self._part))
-        return [np.resize(part, self.lessons.fixed or len(part)) for part in found]
-
-    def _run(self, feeds: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
-        """What both networks return."""
-        with torch.no_grad():
-            truth = self.teacher.run(feeds, self._wanted)
-        return truth, self.network.run(own, self._wanted)
-
-    def _errors(self, truth: Tensors, found: Tensors) -> Tensor:
-        """The mean over all points."""
-        errors = [F.mse_loss(found[n], truth[n]) / v for n, v in self._variances.items()]
-        return torch.stack(errors).mean()
+        """Rows that run together; of a fixed number, the last are filled up with the first."""
+        if self.lessons.fixed:
+            rows = np.resize(rows, -(-len(rows) // self._part) * self._part)
+        return np.split(rows, range(self._part, len(rows), self._part))
 
     def _loss(self, feeds: Tensors, own: Tensors) -> Tensor:
-        truth, found = self._run(feeds, own)
-        total = self._errors(truth, found)
+        with torch.no_grad():
+            truth = self.teacher.run(feeds, self._wanted)
+        found = self.network.run(own, self._wanted)
+        errors = [F.mse_loss(found[n], truth[n]) / v for n, v in self._variances.items()]
+        total = torch.stack(errors).mean() if errors else torch.zeros((), device=self.device)
         if self._scores is None:
             return total
         z, z_q = (F.log_softmax(x[self._scores], 1) for x in (truth, found))
@@ -139,8 +149,7 @@ class Teaching:
 
     def _changed(self, feeds: Tensors, rng: np.random.Generator) -> Tensors:
         """The batch with its images flipped, shifted and mixed."""
-        if self.lessons.images is None:
-            return feeds
+        assert self.lessons.images is not None
         x = feeds[self.lessons.images]
         flipped = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < 0.5).to(self.device)
         x = torch.where(flipped, x.flip(3), x)
@@ -159,3 +168,11 @@ class Teaching:
 def _channels_last(x: Tensor) -> Tensor:
     """An image as convolutions run fastest on it."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _variance(count: float, total: float, squares: float) -> float:
+    """From the sums over a tensor of 1, x and x^2; 0 for zeros and for what is not finite."""
+    if not count or not np.isfinite(squares):
+        return 0.0
+    mean, square = total / count, squares / count
+    return max(square - mean**2, LEAST * square)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from onnxq.lessons import Lessons
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
+# Under this name, a checkpoint holds the states of trainings.
+KIND = "onnxq trainings"
 # So many judgements in a row that find nothing better end a training.
 PATIENCE = 4
 
@@ -32,7 +35,7 @@ class Trained:
 
     Attributes:
         before: What the judge said of the start.
-        best: And of the best so far.
+        best: And of the best state since then; infinite at first.
         step: Steps done.
         since: Judgements since the best.
         kept: The parameters of the best.
@@ -46,9 +49,15 @@ class Trained:
     kept: list[Tensor]
     interrupted: bool = False
 
+    @property
+    def note(self) -> str:
+        """The judge's best figure, while it lasts."""
+        return f"held-out loss {min(self.best, self.before):.4g}, was {self.before:.4g}"
+
     def __str__(self) -> str:
-        change = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}"
-        return f"{change}, {self.step} steps"
+        what = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}"
+        undone = "" if self.best < self.before else ": no better, left as it was"
+        return f"{what}, {self.step} steps{undone}"
 
 
 def optimise(
@@ -61,7 +70,8 @@ def optimise(
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
-    The start counts: what was trained is never worse for the judge. Ctrl-C ends a training early,
+    High rates make things worse before they fall: a training is ended early when it gets no better
+    than it was itself. What is no better than the start in the end is undone. Ctrl-C ends a training
     with the best so far.
 
     Args:
@@ -73,36 +83,36 @@ def optimise(
         lessons: The rest.
 
     Raises:
-        UsageError: The checkpoint is of another training.
+        UsageError: The checkpoint is something else.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
     key = f"{name}, {steps} steps on {lessons.digest}"
+    start = _copies(parameters)
     state = _resume(lessons.checkpoint, key, parameters, optimizer)
-    if state is None:
-        start = judge()
-        state = Trained(start, start, 0, 0, _copies(parameters))
+    state = state or Trained(judge(), math.inf, 0, 0, start)
     every = max(1, steps // JUDGEMENTS)
-    lessons.progress(name, state.step, steps)
     try:
+        lessons.progress(name, state.step, steps, state.note)
         while state.step < steps and state.since < PATIENCE:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
                 entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
             optimizer.zero_grad()
             for part in loss(state.step):
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             state.step += 1
-            lessons.progress(name, 1, steps)
             if state.step % every == 0 or state.step == steps:
                 found = judge()
                 state.since += 1
                 if found < state.best:
                     state.best, state.since, state.kept = found, 0, _copies(parameters)
                 _save(lessons.checkpoint, key, parameters, optimizer, state)
+            lessons.progress(name, 1, steps, state.note)
+        lessons.progress(name, steps - state.step, steps, state.note)
     except KeyboardInterrupt:
         state.interrupted = True
-    _restore(parameters, state.kept)
+    _restore(parameters, state.kept if state.best < state.before else start)
     return state
 
 
@@ -132,9 +142,9 @@ def _save(
     if path is None:
         return
     now = {"parameters": _copies(parameters), "optimizer": optimizer.state_dict()}
-    known = torch.load(path, map_location="cpu") if path.exists() else {}
+    known = _load(path) | {key: now | {"state": asdict(state)}}
     with replacing(path) as temporary:
-        torch.save(known | {key: now | {"state": asdict(state)}}, temporary)
+        torch.save({KIND: known}, temporary)
 
 
 def _resume(
@@ -143,20 +153,23 @@ def _resume(
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> Trained | None:
-    """The state that the checkpoint holds of this training, put back; None without one.
-
-    Raises:
-        UsageError: There is no way to read it.
-    """
-    if path is None or not path.exists():
-        return None
-    try:
-        known = torch.load(path, map_location="cpu")
-        found = known.get(key)
-    except Exception as cause:
-        raise UsageError(f"{path}: is no checkpoint: name another file, or move it away") from cause
-    if found is None:
+    """The state that the checkpoint holds of this training, put back; None without one."""
+    if path is None or (found := _load(path).get(key)) is None:
         return None
     _restore(parameters, found["parameters"])
     optimizer.load_state_dict(found["optimizer"])
     return Trained(**found["state"])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The states in a checkpoint, which may not be there yet, by their keys.
+
+    Raises:
+        UsageError: It is a file of something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True)[KIND])
+    except Exception as cause:
+        raise UsageError(f"{path}: is no checkpoint: name another file, or move it away") from cause

@@ -40,7 +40,9 @@ def test_layers_read_a_copy():
     model = from_proto(RESIDUAL)
     outcome = ForkResiduals().run(model, {})
     assert [edit.where for edit in outcome.edits] == ["r"]
-    readers = {t.name: sorted(n.op for n in t.outputs) for n in model.graph.nodes for t in n.outputs}
+    readers = {
+        t.name: sorted(n.op for n in t.outputs) for n in model.graph.nodes for t in n.outputs
+    }
     assert readers["r"] == ["Add", "Identity"]
     assert readers["r_copy"] == ["Conv"]
     assert not ForkResiduals().run(model, {}).edits
