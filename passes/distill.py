@@ -9,16 +9,22 @@ from onnxq.model import Model
 from onnxq.pipeline import LearnedPass, Outcome
 
 
+# The fewer bits, the farther weights have to go: rates are multiplied by this.
+PACE = {1: 3.0, 2: 3.0, 3: 2.0}
+
+
 class Distill(LearnedPass):
     """Train weights, scales, biases and activation ranges together, as the float network teaches.
+
+    Peak learning rates are those for weights of 4 bits and more; 0 leaves a kind as it is.
 
     Attributes:
         steps: To take, at most.
         batch: Samples of a step.
-        weights: Peak learning rate of weights, in steps of their grids; 0 leaves them as they are.
-        scales: That of the scales of weights, relative to them.
-        biases: That of biases, in standard deviations of what their layers return.
-        ranges: That of the ranges of activations, relative to them.
+        weights: Rate of weights, in steps of their grids.
+        scales: Of the scales of weights, relative to them.
+        biases: Of biases, in standard deviations of what their layers return.
+        ranges: Of the ranges of activations, relative to them.
         mix: Images are mixed with others, up to this share.
     """
 
@@ -26,16 +32,18 @@ class Distill(LearnedPass):
 
     steps: int = Field(600, ge=1)
     batch: int = Field(64, ge=1)
-    weights: float = Field(3e-3, ge=0)
+    weights: float = Field(1e-2, ge=0)
     scales: float = Field(1e-3, ge=0)
-    biases: float = Field(1e-3, ge=0)
-    ranges: float = Field(1e-3, ge=0)
-    mix: float = Field(0.0, ge=0, le=0.5)
+    biases: float = Field(2e-3, ge=0)
+    ranges: float = Field(2e-3, ge=0)
+    mix: float = Field(0.5, ge=0, le=0.5)
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
         """Train the plan."""
         from onnxq.learned.distillation import Rates, distill
 
-        rates = Rates(self.weights, self.scales, self.biases, self.ranges)
+        fewest = min((w.params.spec.bits for w in model.weights.values()), default=8)
+        rates = (self.weights, self.scales, self.biases, self.ranges)
+        paced = Rates(*(PACE.get(fewest, 1.0) * rate for rate in rates))
         options = (self.steps, self.batch, self.mix)
-        return distill(self.name, model, reference, lessons, rates, *options)
+        return distill(self.name, model, reference, lessons, paced, *options)

@@ -138,7 +138,7 @@ def _points(model: Model, part: Part, network: QuantizedNetwork) -> tuple[list[s
         t.name: t for node in model.graph.nodes if node.name in part.nodes for t in node.outputs
     }
     inner = [block.result for block in blocks(model, set(network.graded)) if block.result in made]
-    points = list(dict.fromkeys([*inner, *part.outputs]))
+    points = list(dict.fromkeys([*inner[-2:], *part.outputs]))
     (scores, *others) = [t for t in model.graph.outputs if t.name in made] or [None]
     if scores is None or others:
         return points, None

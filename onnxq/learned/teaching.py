@@ -2,9 +2,9 @@
 
     L = mean over points of E|y_q - y|^2 / Var(y)  +  KL(softmax(z) || softmax(z_q))
 
-Points are what blocks of the network and the network itself return; z are the scores of a
-classifier. Features tell more of an image than scores do, which keeps few images from being
-learned by heart (Finkelstein et al. 2022, QFT).
+Points are what the network and its last two blocks return; z are the scores of a classifier.
+Features tell more of an image than scores do, which keeps few images from being learned by heart
+(Finkelstein et al. 2022, QFT).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
