@@ -33,6 +33,7 @@ class QuantizedNetwork(nn.Module):
         layers: The layers with an integer weight and a bias of their own, if they have any.
         weights: Their weights, in the same order.
         biases: What is added to their biases, in the units of ``units``.
+        biased: Names of the tensors of their biases, by the number of the layer.
         graded: The tensors on a grid of their own.
         grids: Their grids, in the same order.
 
@@ -53,14 +54,14 @@ class QuantizedNetwork(nn.Module):
                 WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
             ),
         )
-        self._names: dict[int, str] = {}
+        self.biased: dict[int, str] = {}
         self.biases = nn.ParameterDict()
         for i, layer in enumerate(self.layers):
             if (tensor := layer.bias_tensor) is not None and layer.bias is not None:
-                self._names[i] = tensor.name
+                self.biased[i] = tensor.name
                 self.register_buffer(f"bias{i}", tensor_of(tensor.values))
                 self.biases[str(i)] = nn.Parameter(torch.zeros(tensor.values.shape))
-        self.units = dict.fromkeys(self._names, 1.0)
+        self.units = dict.fromkeys(self.biased, 1.0)
         simulated, own = _simulated(model), {FAKE_QUANTIZE: self._fake_quantize}
         used = [
             n for n in simulated.graph.nodes
@@ -82,7 +83,7 @@ class QuantizedNetwork(nn.Module):
         found = {}
         for layer, weight in zip(self.layers, self.weights, strict=True):
             found[layer.weight_tensor.name] = weight()
-        for i, name in self._names.items():
+        for i, name in self.biased.items():
             found[name] = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
         return found
 
@@ -96,7 +97,7 @@ class QuantizedNetwork(nn.Module):
             found = self.given()
         for layer, weight in zip(self.layers, self.weights, strict=True):
             model.weights[layer.name] = weight.plan()
-        for i, name in self._names.items():
+        for i, name in self.biased.items():
             values = found[name].cpu().numpy()
             self.layers[i].attach_bias(model.constant(name, values))
         for name, grid in zip(self.graded, self.grids, strict=True):
