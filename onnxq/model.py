@@ -223,7 +223,7 @@ class Model:
             node = wanted.pop()
             if id(node) not in alive:
                 alive.add(id(node))
-                wanted += [t.inputs[0] for t in _reads(node) if t.inputs]
+                wanted += [t.inputs[0] for t in reads(node) if t.inputs]
         for node in [n for n in nodes if id(n) not in alive]:
             node.inputs.clear()
             node.outputs.clear()
@@ -241,7 +241,7 @@ class Model:
                     ordered.append(node)
                     continue
                 stack.append((node, True))
-                stack += [(t.inputs[0], False) for t in reversed(_reads(node)) if t.inputs]
+                stack += [(t.inputs[0], False) for t in reversed(reads(node)) if t.inputs]
         self.graph.nodes = ordered
         left = {t.name for node in ordered for t in (*node.inputs, *node.outputs)}
         self.moments = {name: m for name, m in self.moments.items() if name in left}
@@ -446,7 +446,7 @@ def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Grap
     return graph
 
 
-def _reads(node: gs.Node) -> list[gs.Tensor]:
+def reads(node: gs.Node) -> list[gs.Tensor]:
     """Inputs of a node and of everything inside its subgraphs."""
     inner = (n for body in node.subgraphs(recursive=True) for n in body.nodes)
     return [t for n in itertools.chain([node], inner) for t in n.inputs]

@@ -11,7 +11,7 @@ from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
 from onnxq.lowering import Lowered
 from onnxq.lowering.registry import Function, tensor_of
 from onnxq.model import Model
-from onnxq.placement import ACTIVATIONS, place, root_of
+from onnxq.placement import ACTIVATIONS, Placement, place, root_of
 
 FAKE_QUANTIZE = "FakeQuantize"
 
@@ -99,7 +99,7 @@ class QuantizedNetwork(nn.Module):
 def _simulated(model: Model) -> Model:
     """A copy with fake quantizers as nodes; their attribute ``of`` names a node they belong to."""
     copy = model.clone()
-    placement = place(copy)
+    placement = place(copy) if copy.activations else Placement()
     results = set(placement.results.values())
     grids: dict[str, tuple[str, float]] = {}
     for node in copy.graph.nodes:
