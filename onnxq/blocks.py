@@ -74,6 +74,16 @@ def single_layers(model: Model, ends: Container[str]) -> list[Block]:
     return [Block(la.data.name, _activated(model, la, ends), (la.name,)) for la in found]
 
 
+def nodes_of(model: Model, block: Block) -> list[gs.Node]:
+    """The nodes that lead from the source of a block to its result, in order."""
+    wanted, found = {block.result}, []
+    for node in reversed(model.graph.nodes):
+        if any(t.name in wanted and t.name != block.source for t in node.outputs):
+            found.append(node)
+            wanted |= {t.name for t in reads(node)}
+    return found[::-1]
+
+
 def _activated(model: Model, layer: Layer, ends: Container[str]) -> str:
     """The result of a layer, behind activation functions that read nothing else."""
     tensor = layer.output

@@ -1,22 +1,19 @@
-"""Distillation: chosen parameters of a plan, trained together so that outputs and features agree."""
+"""Distillation: chosen parameters of a plan, trained together until outputs and features agree."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxq.blocks import blocks
 from onnxq.layers import layers
 from onnxq.learned.network import QuantizedNetwork
-from onnxq.learned.parts import Part, parts, refusals
+from onnxq.learned.parts import Part, give_biases, parts, refusals, surroundings
 from onnxq.learned.teaching import Teaching
 from onnxq.learned.training import Group, optimise
 from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
 from onnxq.model import Model
 from onnxq.pipeline import Outcome
-from onnxq.runtime import Session
-from onnxq.spec import Array
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def distill(
     """
     outcome = Outcome()
     if rates.biases:
-        _give_biases(model)
+        give_biases(model)
     refused = refusals(reference, lessons.rows(np.arange(lessons.fixed or 1)))
     found = parts(model, refused)
     untrained = {layer.name for layer in layers(model)} & model.weights.keys()
@@ -68,7 +65,7 @@ def distill(
         label = name if len(found) == 1 else f"{name}, part {number} of {len(found)}"
         network = QuantizedNetwork(model, part.nodes)
         groups = _groups(network, rates)
-        samples, own = _surroundings(part, model, reference, lessons)
+        samples, own = surroundings(part, model, reference, lessons)
         if samples is None or not groups:
             continue
         teacher = Lowered(reference, part.nodes & {node.name for node in reference.graph.nodes})
@@ -90,15 +87,6 @@ def distill(
     for layer in sorted(untrained):
         outcome.skip(layer, refused.get(layer, "it is not trained"))
     return outcome
-
-
-def _give_biases(model: Model) -> None:
-    """Give every layer a bias that can be trained, if it can have one."""
-    for layer in list(layers(model)):
-        bare = layer.name in model.weights and layer.bias_tensor is None
-        if bare and (zeros := layer.bias_or_zeros) is not None:
-            layer.set_bias(model, zeros)
-    model.tidy()
 
 
 def _groups(network: QuantizedNetwork, rates: Rates) -> list[Group]:
@@ -128,30 +116,3 @@ def _points(model: Model, part: Part, network: QuantizedNetwork) -> tuple[list[s
     if scores.inputs[0].op in ("Softmax", "LogSoftmax"):
         scores = scores.inputs[0].inputs[0]
     return points, scores.name if scores.name in made else None
-
-
-def _surroundings(
-    part: Part, model: Model, reference: Model, lessons: Lessons
-) -> tuple[Lessons | None, dict[str, Array] | None]:
-    """What a part reads in the float model, as samples, and in the quantized one if that differs.
-
-    None if that cannot be told apart by sample.
-    """
-    if set(part.inputs) <= lessons.feeds.keys():
-        return replace(lessons, feeds={n: lessons.feeds[n] for n in part.inputs}), None
-    seen = [_run(m, part.inputs, lessons) for m in (reference, lessons.write(model))]
-    if any(len(x) != lessons.count for feeds in seen for x in feeds.values()):
-        return None, None
-    return replace(lessons, feeds=seen[0], images=None), seen[1]
-
-
-def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array]:
-    """Tensors of a model on all samples, by onnxruntime."""
-    size = lessons.fixed or 1
-    session = Session(model, taps=wanted)
-    every = range(0, lessons.count - lessons.count % size, size)
-    found = [
-        session.run(lessons.rows(np.arange(i, i + size))) | lessons.rows(np.arange(i, i + size))
-        for i in every
-    ]
-    return {name: np.concatenate([results[name] for results in found]) for name in wanted}

@@ -1,6 +1,6 @@
 """The network as it would be deployed, as a torch module: its plan, as parameters."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 import torch
@@ -69,10 +69,12 @@ class QuantizedNetwork(nn.Module):
         grid, factor = self.grids[self.graded.index(node.attrs["grid"])], node.attrs["factor"]
         return lambda x: grid(x, factor)
 
-    def given(self) -> dict[str, Tensor]:
-        """Weights and biases as they are now, by tensor name."""
+    def given(self, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """Weights and biases as they are now, by tensor name; of some layers, or of all."""
         found = {}
         for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            if names is not None and layer.name not in names:
+                continue
             found[layer.weight_tensor.name] = weight()
             if i in self.units:
                 shift = self.units[i] * self.biases[str(i)]

@@ -1,12 +1,14 @@
 """Which parts of a model can be trained: those that are lowered, as onnxruntime computes them."""
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from onnxq.layers import layers
+from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered, Refused
 from onnxq.model import Model
 from onnxq.runtime import Session
@@ -105,3 +107,39 @@ def _part(model: Model, nodes: list[gs.Node]) -> Part:
         if model.is_output(tensor) or any(reader.name not in names for reader in tensor.outputs)
     ]
     return Part(names, inputs, outputs)
+
+
+def surroundings(
+    part: Part, model: Model, reference: Model, lessons: Lessons
+) -> tuple[Lessons | None, dict[str, Array] | None]:
+    """What a part reads in the float model, as samples, and in the quantized one if that differs.
+
+    None if that cannot be told apart by sample.
+    """
+    if set(part.inputs) <= lessons.feeds.keys():
+        return replace(lessons, feeds={n: lessons.feeds[n] for n in part.inputs}), None
+    seen = [_run(m, part.inputs, lessons) for m in (reference, lessons.write(model))]
+    if any(len(x) != lessons.count for feeds in seen for x in feeds.values()):
+        return None, None
+    return replace(lessons, feeds=seen[0], images=None), seen[1]
+
+
+def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array]:
+    """Tensors of a model on all samples, by onnxruntime."""
+    size = lessons.fixed or 1
+    session = Session(model, taps=wanted)
+    every = range(0, lessons.count - lessons.count % size, size)
+    found = [
+        session.run(lessons.rows(np.arange(i, i + size))) | lessons.rows(np.arange(i, i + size))
+        for i in every
+    ]
+    return {name: np.concatenate([results[name] for results in found]) for name in wanted}
+
+
+def give_biases(model: Model) -> None:
+    """Give every layer a bias that can be trained, if it can have one."""
+    for layer in list(layers(model)):
+        bare = layer.name in model.weights and layer.bias_tensor is None
+        if bare and (zeros := layer.bias_or_zeros) is not None:
+            layer.set_bias(model, zeros)
+    model.tidy()

@@ -9,6 +9,7 @@ A scale is trained as the logarithm of its ratio to what it was, and a weight in
 scale: one learning rate then means the same in every layer of every network.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,7 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         stretch: Logarithm of the scale, relative to what it was; ().
+        mix: Makes of a quantized tensor and the one it is of what comes out; None for the former.
     """
 
     def __init__(self, params: QParams) -> None:
@@ -68,6 +70,7 @@ class ActivationQuantizer(nn.Module):
         self.low, self.high = params.spec.qmin - zero_point, params.spec.qmax - zero_point
         self.register_buffer("origin", torch.tensor(float(params.scale)))
         self.stretch = nn.Parameter(torch.zeros(()))
+        self.mix: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -78,7 +81,7 @@ class ActivationQuantizer(nn.Module):
         """Quantize and dequantize ``x``, on a grid times ``factor``."""
         scale = self.scale if factor == 1 else self.scale * factor
         found: Tensor = _Project.apply(x, scale, self.low, self.high, None)
-        return found
+        return found if self.mix is None else self.mix(found, x)
 
     def plan(self) -> QParams:
         """The grid as it is now."""

@@ -14,7 +14,7 @@ from onnxq.lessons import Lessons
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
-# So many judgements in a row that find nothing better end a training.
+# How many judgements in a row may find nothing better.
 PATIENCE = 4
 
 
@@ -58,6 +58,7 @@ def optimise(
     judge: Callable[[], float],
     steps: int,
     lessons: Lessons,
+    patience: int = PATIENCE,
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
@@ -71,6 +72,7 @@ def optimise(
         judge: A figure that should be small, on samples that nothing is trained on.
         steps: To take.
         lessons: The rest.
+        patience: So many judgements in a row that find nothing better end the training.
 
     Raises:
         UsageError: The checkpoint is of another training.
@@ -85,7 +87,7 @@ def optimise(
     every = max(1, steps // JUDGEMENTS)
     lessons.progress(name, state.step, steps)
     try:
-        while state.step < steps and state.since < PATIENCE:
+        while state.step < steps and state.since < patience:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
                 entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
             optimizer.zero_grad()
