@@ -34,10 +34,12 @@ from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.learn_rounding import LearnRounding
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.search_sigma import SearchSigma
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
@@ -65,8 +67,8 @@ ORDER = tuple(
     kind.name
     for kind in (
         AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
-        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, Distill, FinetuneBias,
-        InsertQdq,
+        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, LearnRounding,
+        ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
     )
 )  # fmt: skip
 
@@ -327,6 +329,14 @@ NAMED: dict[str, tuple[str, Named]] = {
     "bft": (
         "vanilla, the mean of every channel restored, then biases trained",
         {"after": (CorrectBias(), FinetuneBias())},
+    ),
+    "adaround": (
+        "ranges with the least error, means restored, then rounding learned layer by layer",
+        {"weight_range": "mse", "act_range": "mse", "after": (CorrectBias(), LearnRounding())},
+    ),
+    "brecq": (
+        "as adaround, but block by block, together with biases and activation ranges",
+        {"weight_range": "mse", "act_range": "mse", "after": (CorrectBias(), ReconstructBlocks())},
     ),
     "distill": (
         "ranges with the least error, then weights, scales, biases and ranges trained together",

@@ -8,7 +8,6 @@ from onnxq.lessons import Lessons
 from onnxq.model import Model
 from onnxq.pipeline import LearnedPass, Outcome
 
-
 # The fewer bits, the farther weights have to go: rates are multiplied by this.
 PACE = {1: 3.0, 2: 3.0, 3: 2.0}
 

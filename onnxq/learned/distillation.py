@@ -1,7 +1,7 @@
 """Distillation: parts of a plan, trained together so that outputs and features agree."""
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -9,18 +9,13 @@ from torch import nn
 from onnxq.blocks import blocks
 from onnxq.layers import layers
 from onnxq.learned.network import QuantizedNetwork
-from onnxq.learned.parts import Part, parts, refusals
+from onnxq.learned.parts import NOT_BY_SAMPLE, Part, give_biases, parts, refusals, surroundings
 from onnxq.learned.teaching import Teaching
-from onnxq.learned.training import Group, optimise
+from onnxq.learned.training import INTERRUPTED, LEFT_OUT, Group, optimise
 from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
 from onnxq.model import Model
 from onnxq.pipeline import Outcome
-from onnxq.runtime import Session
-from onnxq.spec import Array
-
-# Why a layer is not trained that would have been.
-INTERRUPTED = "the training was interrupted before it came to it"
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def distill(
     """
     outcome = Outcome()
     if rates.biases:
-        _give_biases(model)
+        give_biases(model)
     refused = refusals(reference, lessons.few)
     found = parts(model, refused)
     whys = {layer.name: refused.get(layer.name, INTERRUPTED) for layer in layers(model)}
@@ -78,9 +73,9 @@ def distill(
         if not groups:
             untrained |= dict.fromkeys(names, "it has nothing that this pass trains")
             continue
-        samples, own = _surroundings(part, model, reference, lessons)
+        samples, own = surroundings(part, model, reference, lessons)
         if samples is None:
-            untrained |= dict.fromkeys(names, "what is read there cannot be told apart by sample")
+            untrained |= dict.fromkeys(names, NOT_BY_SAMPLE)
             continue
         teacher = Lowered(reference, part.nodes & {node.name for node in reference.graph.nodes})
         points, scores = _points(model, part, network)
@@ -98,22 +93,11 @@ def distill(
             del untrained[layer]
         outcome.remark("model", f"{label}: {done}")
         if done.interrupted:
-            outcome.remark(
-                "model", "interrupted: the best so far is kept, later steps are left out"
-            )
+            outcome.remark("model", LEFT_OUT)
             break
     for layer, why in untrained.items():
         outcome.skip(layer, why)
     return outcome
-
-
-def _give_biases(model: Model) -> None:
-    """Give every layer a bias that can be trained, if it can have one."""
-    for layer in list(layers(model)):
-        bare = layer.name in model.weights and layer.bias_tensor is None
-        if bare and (zeros := layer.bias_or_zeros) is not None:
-            layer.set_bias(model, zeros)
-    model.tidy()
 
 
 def _groups(network: QuantizedNetwork, rates: Rates, settled: Container[str]) -> list[Group]:
@@ -145,39 +129,3 @@ def _points(model: Model, part: Part, network: QuantizedNetwork) -> tuple[list[s
     if scores.inputs[0].op in ("Softmax", "LogSoftmax"):
         scores = scores.inputs[0].inputs[0]
     return points, scores.name if scores.name in made else None
-
-
-def _surroundings(
-    part: Part, model: Model, reference: Model, lessons: Lessons
-) -> tuple[Lessons | None, dict[str, Array] | None]:
-    """What a part reads in the float model, as samples, and in the quantized one if that differs.
-
-    None if that cannot be told apart by sample.
-    """
-    if not part.inputs:
-        return None, None
-    if set(part.inputs) <= lessons.feeds.keys():
-        images = lessons.images if lessons.images in part.inputs else None
-        given = {name: lessons.feeds[name] for name in part.inputs}
-        return replace(lessons, feeds=given, images=images), None
-    ours, own = (_run(m, part.inputs, lessons) for m in (reference, lessons.write(model)))
-    if ours is None or own is None:
-        return None, None
-    return replace(lessons, feeds=ours, images=None), own
-
-
-def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array] | None:
-    """Tensors of a model on all samples, by onnxruntime; None if they have no row for each."""
-    size = lessons.fixed or 1
-    session = Session(model, taps=[name for name in wanted if name not in lessons.feeds])
-    found: dict[str, list[Array]] = {name: [] for name in wanted}
-    for start in range(0, lessons.count, size):
-        feeds = lessons.rows(np.arange(start, start + size) % lessons.count)
-        results = session.run(feeds) | feeds
-        for name in wanted:
-            if np.shape(results[name])[:1] != (size,):
-                return None
-            found[name].append(results[name])
-    if any(x.shape != whole[0].shape for whole in found.values() for x in whole):
-        return None
-    return {name: np.concatenate(whole)[: lessons.count] for name, whole in found.items()}

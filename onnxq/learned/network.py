@@ -1,6 +1,6 @@
 """The network as it would be deployed, as a torch module: its plan, as parameters."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import cast
 
 import onnx_graphsurgeon as gs
@@ -78,13 +78,16 @@ class QuantizedNetwork(nn.Module):
         grid, factor = self.grids[self.graded.index(node.attrs["grid"])], node.attrs["factor"]
         return lambda x: grid(x, factor)
 
-    def given(self) -> dict[str, Tensor]:
-        """Weights and biases as they are now, by tensor name."""
+    def given(self, names: Container[str] | None = None) -> dict[str, Tensor]:
+        """Weights and biases as they are now, by tensor name; of some layers, or of all."""
         found = {}
-        for layer, weight in zip(self.layers, self.weights, strict=True):
+        for i, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            if names is not None and layer.name not in names:
+                continue
             found[layer.weight_tensor.name] = weight()
-        for i, name in self.biased.items():
-            found[name] = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
+            if i in self.biased:
+                shift = self.units[i] * self.biases[str(i)]
+                found[self.biased[i]] = getattr(self, f"bias{i}") + shift
         return found
 
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """Which parts of a model can be trained: those that are lowered, as onnxruntime computes them."""
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from onnxq.layers import layers
+from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered, Refused
 from onnxq.model import Model, reads
 from onnxq.runtime import Session
@@ -14,6 +16,8 @@ from onnxq.spec import Array
 
 # Difference to onnxruntime, relative to a tensor's largest value, that float32 explains.
 TOLERANCE = 1e-3
+# Why layers are not trained, of a part that reads what has no row for each sample.
+NOT_BY_SAMPLE = "what is read there cannot be told apart by sample"
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,48 @@ def _part(model: Model, nodes: list[gs.Node]) -> Part:
     others = {t.name for node in model.graph.nodes if node.name not in names for t in reads(node)}
     outputs = [n for n, t in made.items() if n in others or model.is_output(t)]
     return Part(names, inputs, outputs)
+
+
+def surroundings(
+    part: Part, model: Model, reference: Model, lessons: Lessons
+) -> tuple[Lessons | None, dict[str, Array] | None]:
+    """What a part reads in the float model, as samples, and in the quantized one if that differs.
+
+    None if that cannot be told apart by sample.
+    """
+    if not part.inputs:
+        return None, None
+    if set(part.inputs) <= lessons.feeds.keys():
+        images = lessons.images if lessons.images in part.inputs else None
+        given = {name: lessons.feeds[name] for name in part.inputs}
+        return replace(lessons, feeds=given, images=images), None
+    ours, own = (_run(m, part.inputs, lessons) for m in (reference, lessons.write(model)))
+    if ours is None or own is None:
+        return None, None
+    return replace(lessons, feeds=ours, images=None), own
+
+
+def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Array] | None:
+    """Tensors of a model on all samples, by onnxruntime; None if they have no row for each."""
+    size = lessons.fixed or 1
+    session = Session(model, taps=[name for name in wanted if name not in lessons.feeds])
+    found: dict[str, list[Array]] = {name: [] for name in wanted}
+    for start in range(0, lessons.count, size):
+        feeds = lessons.rows(np.arange(start, start + size) % lessons.count)
+        results = session.run(feeds) | feeds
+        for name in wanted:
+            if np.shape(results[name])[:1] != (size,):
+                return None
+            found[name].append(results[name])
+    if any(x.shape != whole[0].shape for whole in found.values() for x in whole):
+        return None
+    return {name: np.concatenate(whole)[: lessons.count] for name, whole in found.items()}
+
+
+def give_biases(model: Model) -> None:
+    """Give every layer a bias that can be trained, if it can have one."""
+    for layer in list(layers(model)):
+        bare = layer.name in model.weights and layer.bias_tensor is None
+        if bare and (zeros := layer.bias_or_zeros) is not None:
+            layer.set_bias(model, zeros)
+    model.tidy()

@@ -9,6 +9,7 @@ A scale is trained as the logarithm of its ratio to what it was, and a weight in
 scale: one learning rate then means the same in every layer of every network.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +68,7 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         stretch: Logarithm of the scale, relative to what it was; ().
+        mix: Makes of a quantized tensor and the one it is of what comes out; None for the former.
     """
 
     origin: Tensor
@@ -78,6 +80,7 @@ class ActivationQuantizer(nn.Module):
         self.low, self.high = params.spec.qmin - zero_point, params.spec.qmax - zero_point
         self.register_buffer("origin", torch.tensor(float(params.scale)))
         self.stretch = nn.Parameter(torch.zeros(()))
+        self.mix: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -87,7 +90,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """Quantize and dequantize ``x``, on a grid times ``factor``."""
         scale = self.scale if factor == 1 else self.scale * factor
-        return project(x, scale, self.low, self.high)
+        found = project(x, scale, self.low, self.high)
+        return found if self.mix is None else self.mix(found, x)
 
     def plan(self) -> QParams:
         """The grid as it is now."""

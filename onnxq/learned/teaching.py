@@ -118,7 +118,7 @@ class Teaching:
     def _mirrored(self, feeds: Tensors) -> Tensors:
         assert self.lessons.images is not None
         x = feeds[self.lessons.images]
-        return feeds | {self.lessons.images: _channels_last(x.flip(3))}
+        return feeds | {self.lessons.images: channels_last(x.flip(3))}
 
     def _parts(self, rows: Ints) -> list[Ints]:
         """Rows that run together; of a fixed number, the last are filled up with the first."""
@@ -145,7 +145,7 @@ class Teaching:
         return feeds, {name: self._tensor(x[rows]) for name, x in self.own.items()}
 
     def _tensor(self, x: Array) -> Tensor:
-        return _channels_last(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+        return channels_last(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
 
     def _changed(self, feeds: Tensors, rng: np.random.Generator) -> Tensors:
         """The batch with its images flipped, shifted and mixed."""
@@ -162,10 +162,10 @@ class Teaching:
             share = torch.from_numpy(self.mix * rng.random((len(x), 1, 1, 1), np.float32))
             other = torch.from_numpy(rng.permutation(len(x)))
             x = x + share.to(self.device) * (x[other.to(self.device)] - x)
-        return feeds | {self.lessons.images: _channels_last(x)}
+        return feeds | {self.lessons.images: channels_last(x)}
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """An image as convolutions run fastest on it."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 

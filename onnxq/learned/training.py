@@ -19,6 +19,9 @@ WARMUP, JUDGEMENTS = 0.05, 12
 KIND = "onnxq trainings"
 # So many judgements in a row that find nothing better end a training.
 PATIENCE = 4
+# What is said of a training that the user ended, and of a layer that it had not come to.
+LEFT_OUT = "interrupted: the best so far is kept, later steps are left out"
+INTERRUPTED = "the training was interrupted before it came to it"
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ def optimise(
     judge: Callable[[], float],
     steps: int,
     lessons: Lessons,
+    patience: int = PATIENCE,
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
-    High rates make things worse before they fall: a training is ended early when it gets no better
-    than it was itself. What is no better than the start in the end is undone. Ctrl-C ends a training
-    with the best so far.
+    High rates make things worse before they fall: a training ends early when it gets no better than
+    it was itself. What is no better than the start in the end is undone. Ctrl-C ends a training and
+    keeps the best so far.
 
     Args:
         name: Of the training: for the user, and in a checkpoint.
@@ -81,6 +85,7 @@ def optimise(
         judge: A figure that should be small, on samples that nothing is trained on.
         steps: To take.
         lessons: The rest.
+        patience: So many judgements in a row that find nothing better end the training.
 
     Raises:
         UsageError: The checkpoint is something else.
@@ -94,7 +99,7 @@ def optimise(
     every = max(1, steps // JUDGEMENTS)
     try:
         lessons.progress(name, state.step, steps, state.note)
-        while state.step < steps and state.since < PATIENCE:
+        while state.step < steps and state.since < patience:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
                 entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
             optimizer.zero_grad()

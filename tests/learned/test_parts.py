@@ -1,4 +1,4 @@
-"""A model is trained in parts, between the nodes that torch does not compute as onnxruntime does."""
+"""A model is trained in parts, between the nodes that torch computes otherwise or not at all."""
 
 import numpy as np
 import onnx

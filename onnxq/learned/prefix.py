@@ -1,0 +1,112 @@
+"""Both networks on all samples, up to where training is: what a unit reads, and should return."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxq.blocks import Block, flow
+from onnxq.learned.network import QuantizedNetwork
+from onnxq.learned.parts import Part
+from onnxq.learned.teaching import Tensors, channels_last
+from onnxq.lessons import Lessons
+from onnxq.lowering import Lowered
+from onnxq.model import Model
+from onnxq.spec import Array, Ints
+
+
+class Prefix:
+    """A float network and a quantized one, and what is alive in them before the next unit.
+
+    Each node runs once for each network, on the way from unit to unit.
+
+    Args:
+        model: Planned.
+        reference: The float model.
+        part: What of them.
+        samples: What the float network reads.
+        own: What the quantized one reads, where that is something else.
+        size: Samples that run together.
+
+    Attributes:
+        lessons: The samples, and the rest.
+        device: Where is computed; what is held lies in the memory of the CPU.
+        teacher: The float network.
+        network: The quantized one, frozen.
+        floats: Tensors of the float network on all samples, by name.
+        quantized: Likewise, of the quantized one.
+        target: What the unit returns in the float network, on all samples.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        reference: Model,
+        part: Part,
+        samples: Lessons,
+        own: Mapping[str, Array] | None,
+        size: int,
+    ) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        nodes = part.nodes & {node.name for node in reference.graph.nodes}
+        self.teacher = Lowered(reference, nodes).to(self.device)
+        self.network = QuantizedNetwork(model, part.nodes).to(self.device).requires_grad_(False)
+        self.lessons, self._size = samples, samples.fixed or size
+        self._inputs = tuple(
+            {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feeds.items()}
+            for feeds in (samples.feeds, samples.feeds if own is None else own)
+        )
+        self.floats, self.quantized = self._inputs
+        self.target = torch.empty(0)
+        self._alive = _alive_before(model)
+        made = {t.name for n in model.graph.nodes if n.name in part.nodes for t in n.outputs}
+        self._known = made | {*part.inputs}
+
+    def advance(self, unit: Block) -> str | None:
+        """Compute what nodes from the first layer of a unit on read, and what it should return.
+
+        What has no row of floats for each sample is not held, but computed from the inputs again
+        when something needs it. Returns why the unit cannot be trained, if so.
+        """
+        alive = self._alive[unit.layers[0]] & self._known
+        wanted = [unit.source, *sorted(alive - {unit.source})]
+        with torch.no_grad():
+            own, network = self.network.given(), self.network.lowered
+            self.quantized = self._run(network, own, self._inputs[1], self.quantized, wanted)
+            self.floats = self._run(self.teacher, {}, self._inputs[0], self.floats, wanted)
+            found = self._run(self.teacher, {}, self._inputs[0], self.floats, [unit.result])
+        if unit.source not in self.floats or unit.source not in self.quantized or not found:
+            return "what it reads or returns is no row of floats for each sample"
+        self.target = found[unit.result]
+        return None
+
+    def portions(self, rows: Ints) -> list[Ints]:
+        """Rows that run together; a fixed number of them, of which the last are filled up."""
+        found = np.split(rows, range(self._size, len(rows), self._size))
+        return [np.resize(piece, self.lessons.fixed or len(piece)) for piece in found]
+
+    def rows(self, x: Tensor, rows: Ints) -> Tensor:
+        """Some samples of a tensor that is held, to compute with."""
+        return channels_last(x[torch.from_numpy(rows)].to(self.device))
+
+    def _run(
+        self, network: Lowered, own: Tensors, inputs: Tensors, held: Tensors, wanted: Sequence[str]
+    ) -> Tensors:
+        """Tensors on all samples, of those that have a row of floats for each."""
+        count = self.lessons.count
+        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for rows in self.portions(np.arange(count)):
+            feeds = {name: self.rows(x, rows) for name, x in {**inputs, **held}.items()}
+            for name, x in network.run({**own, **feeds}, wanted).items():
+                if x.is_floating_point() and x.ndim and len(x) == len(rows):
+                    found[name].append(x.cpu())
+        whole = {name: torch.cat(pieces)[:count] for name, pieces in found.items() if pieces}
+        return {name: x for name, x in whole.items() if len(x) == count}
+
+
+def _alive_before(model: Model) -> dict[str, frozenset[str]]:
+    """The tensors that are still to be read before each node, by its name."""
+    stops = pairwise(flow(model))
+    return {node.name: frozenset(alive) for (_, alive), (node, _) in stops if node is not None}

@@ -1,0 +1,97 @@
+"""Reconstruction: unit by unit, the float network's results out of what the quantized one reads.
+
+A unit is a layer (Nagel et al. 2020, AdaRound) or a block (Li et al. 2021, BRECQ). Whether its
+input, and what is quantized inside it, is taken as it is quantized or as it is in floats, is drawn
+for every element (Wei et al. 2022, QDrop).
+"""
+
+from collections.abc import Callable, Container
+
+import numpy as np
+
+from onnxq.blocks import Block, nodes_of
+from onnxq.learned.parts import NOT_BY_SAMPLE, give_biases, parts, refusals, surroundings
+from onnxq.learned.prefix import Prefix
+from onnxq.learned.training import INTERRUPTED, LEFT_OUT, Trained
+from onnxq.learned.unit import Rates, UnitTraining
+from onnxq.lessons import Lessons
+from onnxq.model import Model
+from onnxq.pipeline import Outcome
+
+# Share of undecided weights that the user should hear of.
+MOST_UNDECIDED = 0.02
+
+
+def reconstruct(
+    name: str,
+    model: Model,
+    reference: Model,
+    lessons: Lessons,
+    units: Callable[[Model, Container[str]], list[Block]],
+    rates: Rates,
+    steps: int,
+    batch: int,
+    drop: float = 0.0,
+) -> Outcome:
+    """Train the rounding of a plan, in place, one unit after the other.
+
+    In memory are, on all samples, the tensors of both networks that are still to be read where a
+    unit begins (before a block there is one), and what the unit returns in the float network.
+
+    Args:
+        name: Of the pass.
+        model: Its plan is trained.
+        reference: The float model.
+        lessons: Samples.
+        units: Finds them in a model, given the tensors on grids: ``blocks`` or ``single_layers``.
+        rates: What is trained, and how fast.
+        steps: To take for each unit.
+        batch: Samples of a step.
+        drop: Probability of each element to be taken as it is in floats.
+    """
+    outcome = Outcome()
+    if rates.biases:
+        give_biases(model)
+    refused = refusals(reference, lessons.few)
+    found = [(unit, nodes_of(model, unit)) for unit in units(model, model.activations)]
+    untrained = {
+        layer: next((refused[node.name] for node in nodes if node.name in refused), INTERRUPTED)
+        for unit, nodes in found
+        for layer in unit.layers
+    }
+    for part in parts(model, refused):
+        inside = [i for i, (_, nodes) in enumerate(found) if {n.name for n in nodes} <= part.nodes]
+        samples, own = surroundings(part, model, reference, lessons)
+        if samples is None:
+            units_here = (found[i][0] for i in inside)
+            untrained |= {layer: NOT_BY_SAMPLE for unit in units_here for layer in unit.layers}
+            continue
+        prefix = Prefix(model, reference, part, samples, own, batch)
+        before = {layer.name: model.weights[layer.name].codes for layer in prefix.network.layers}
+        done: Trained | None = None
+        for number in inside:
+            unit, nodes = found[number]
+            if (why := prefix.advance(unit)) is not None:
+                untrained |= dict.fromkeys(unit.layers, why)
+                continue
+            training = UnitTraining(prefix, unit, nodes, number, rates, drop)
+            label = f"{name}, unit {number + 1} of {len(found)}"
+            done = training.run(label, steps, batch)
+            for layer in unit.layers:
+                del untrained[layer]
+            outcome.remark(unit.result, f"{label}: {done}")
+            if training.undecided > MOST_UNDECIDED and done.best < done.before:
+                undecided = f"{training.undecided:.1%} of the weights are between two levels still"
+                outcome.remark(unit.result, undecided)
+            if done.interrupted:
+                break
+        prefix.network.store(model)
+        for layer in [layer for layer in before if layer not in untrained]:
+            moved = float(np.mean(model.weights[layer].codes != before[layer]))
+            outcome.edit(layer, f"{moved:.2%} of its codes moved")
+        if done is not None and done.interrupted:
+            outcome.remark("model", LEFT_OUT)
+            break
+    for layer, why in untrained.items():
+        outcome.skip(layer, why)
+    return outcome

@@ -1,0 +1,201 @@
+"""One unit of a network in training: it should return what it returns in floats.
+
+    L = E|y_q - y|^2 / Var(y)  +  lambda sum over layers sum(1 - |2 h(V) - 1|^beta) / c_out
+
+A weight moves one of c_out channels: what its rounding can win or lose of the first term falls with
+c_out, and so does the price of its indecision. That price is 0 at first, and then beta falls, so
+that first those weights are drawn to a level that are near one, and in the end all.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's custom)
+from torch import Tensor
+
+from onnxq.blocks import Block
+from onnxq.learned.prefix import Prefix
+from onnxq.learned.quantizers import ActivationQuantizer
+from onnxq.learned.rounding import SoftRounding
+from onnxq.learned.teaching import LEAST
+from onnxq.learned.training import Group, Trained, optimise
+from onnxq.spec import Ints
+
+# Share of the steps before indecision has a price, and after which beta has arrived.
+WARMUP, SETTLED = 0.2, 0.9
+# The price (lambda), and its exponent (beta) at first and at last.
+PRICE, SHARP, BLUNT = 0.01, 20.0, 2.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates; what has 0 stays as it is.
+
+    Attributes:
+        rounding: Of V, which decides at -2.4 and 2.4.
+        biases: Of biases, in standard deviations of what their layers return.
+        ranges: Of the scales of activations, relative to them.
+    """
+
+    rounding: float
+    biases: float = 0.0
+    ranges: float = 0.0
+
+
+class Drop:
+    """Chooses for every element whether it is taken quantized, or as it is in floats (QDrop).
+
+    Attributes:
+        share: Probability of the latter.
+        rng: What draws; without it all are quantized.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.rng: np.random.Generator | None = None
+
+    def __call__(self, quantized: Tensor, floats: Tensor) -> Tensor:
+        """Elements of both."""
+        if self.rng is None or not self.share:
+            return quantized
+        kept = torch.from_numpy(self.rng.random(quantized.shape, np.float32) >= self.share)
+        return torch.where(kept.to(quantized.device), quantized, floats)
+
+
+class UnitTraining:
+    """A unit, and how far from the float network it is.
+
+    Args:
+        prefix: Has advanced to the unit. In its quantized network, the weights of the unit are
+            rounded softly from now on.
+        unit: A layer or a block.
+        nodes: Of the unit.
+        number: Of the unit, for the draws.
+        rates: What is trained.
+        drop: Probability of each element to be taken as it is in floats.
+    """
+
+    def __init__(
+        self,
+        prefix: Prefix,
+        unit: Block,
+        nodes: Sequence[gs.Node],
+        number: int,
+        rates: Rates,
+        drop: float,
+    ) -> None:
+        self.prefix, self.unit = prefix, unit
+        self._lessons, self._number = prefix.lessons, number
+        taught = prefix.target[torch.from_numpy(self._lessons.taught)]
+        self._variance = float(taught.var().clamp_min(LEAST))
+        self._drop = Drop(drop)
+        self.rounding: list[SoftRounding] = []
+        self._channels: list[int] = []
+        self._groups = self._trained(rates, nodes)
+
+    def _trained(self, rates: Rates, nodes: Sequence[gs.Node]) -> list[Group]:
+        """Make the weights soft, and collect what is trained."""
+        network, biases = self.prefix.network, []
+        for i, layer in enumerate(network.layers):
+            if layer.name in self.unit.layers:
+                soft = SoftRounding(network.weights[i].plan(), layer.weight)
+                network.weights[i] = soft.to(self.prefix.device)
+                self.rounding.append(soft)
+                self._channels.append(layer.c_out)
+                if i in network.units and rates.biases:
+                    network.units[i] = self._spread(layer.output.name)
+                    biases.append(network.biases[str(i)])
+        inside = {self.unit.source, *(t.name for node in nodes for t in node.outputs)}
+        self._grids: list[ActivationQuantizer] = [
+            grid for name, grid in zip(network.graded, network.grids, strict=True) if name in inside
+        ]
+        ranges = [grid.stretch for grid in self._grids] if rates.ranges else []
+        groups = [
+            Group([soft.latent for soft in self.rounding], rates.rounding),
+            Group(biases, rates.biases),
+            Group(ranges, rates.ranges),
+        ]
+        return [group for group in groups if group.parameters]
+
+    def _spread(self, name: str) -> float:
+        """Standard deviation of a tensor in the float network, on a batch."""
+        rows = self.prefix.portions(self._lessons.taught)[0]
+        x = self.prefix.rows(self.prefix.floats[self.unit.source], rows)
+        with torch.no_grad():
+            return float(self.prefix.teacher.run({self.unit.source: x}, [name])[name].std())
+
+    def run(self, label: str, steps: int, batch: int) -> Trained:
+        """Train, and leave the unit rounded as its plan is.
+
+        Rounding is decided in the end: no judgement before that ends the training.
+        """
+        parameters = [p for group in self._groups for p in group.parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for grid in self._grids:
+            grid.mix = self._drop
+
+        def loss(step: int) -> Iterator[Tensor]:
+            return self._loss(step, steps, batch)
+
+        done = optimise(label, self._groups, loss, self._judge, steps, self._lessons, steps)
+        self._soften(False)
+        for grid in self._grids:
+            grid.mix = None
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        return done
+
+    @property
+    def undecided(self) -> float:
+        """Share of its weights that are between levels."""
+        sizes = [soft.latent.numel() for soft in self.rounding]
+        return float(np.average([soft.undecided for soft in self.rounding], weights=sizes))
+
+    def _loss(self, step: int, steps: int, batch: int) -> Iterator[Tensor]:
+        """The loss of a step, in parts that add up."""
+        rng = np.random.default_rng((self._lessons.seed, self._number, step))
+        taught = self._lessons.taught
+        drawn = rng.choice(taught, batch, replace=len(taught) < batch)
+        self._soften(True)
+        self._drop.rng = rng
+        for rows in self.prefix.portions(drawn):
+            yield self._error(rows) * (len(rows) / batch)
+        if (beta := sharpness((step + 1) / steps)) is not None:
+            pairs = zip(self.rounding, self._channels, strict=True)
+            yield PRICE * torch.stack([soft.penalty(beta) / c for soft, c in pairs]).sum()
+
+    def _judge(self) -> float:
+        """The first term on the samples held out, everything quantized and rounded."""
+        self._soften(False)
+        self._drop.rng = None
+        held = self._lessons.held
+        with torch.no_grad():
+            sums = [float(self._error(p)) * len(p) for p in self.prefix.portions(held)]
+        return sum(sums) / sum(map(len, self.prefix.portions(held)))
+
+    def _error(self, rows: Ints) -> Tensor:
+        """The first term."""
+        source, result = self.unit.source, self.unit.result
+        quantized, floats = (
+            self.prefix.rows(held[source], rows)
+            for held in (self.prefix.quantized, self.prefix.floats)
+        )
+        network = self.prefix.network
+        given = {**network.given(self.unit.layers), source: self._drop(quantized, floats)}
+        found = network.lowered.run(given, [result])[result]
+        return F.mse_loss(found, self.prefix.rows(self.prefix.target, rows)) / self._variance
+
+    def _soften(self, soft: bool) -> None:
+        for rounding in self.rounding:
+            rounding.train(soft)
+
+
+def sharpness(done: float) -> float | None:
+    """The exponent beta after a share of the steps; None while indecision has no price."""
+    if done <= WARMUP:
+        return None
+    return max(BLUNT, SHARP + (BLUNT - SHARP) * (done - WARMUP) / (SETTLED - WARMUP))
