@@ -13,18 +13,19 @@ SOURCES = [file for top in ("onnxq", "passes", "cli") for file in (ROOT / top).r
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 
-def install(session, group):
+def install(session, group, package="."):
     """The package as users get it, with a group of tools."""
     leftovers = ROOT / "build" / "lib"  # setuptools packs what it finds there, deleted or not
     shutil.rmtree(leftovers, ignore_errors=True)
-    session.install(".", *nox.project.dependency_groups(PYPROJECT, group))
+    constraints = "-c", str(ROOT / "constraints-dev.txt")
+    session.install(package, *nox.project.dependency_groups(PYPROJECT, group), *constraints)
     shutil.rmtree(leftovers, ignore_errors=True)
 
 
 @nox.session
 def tests(session):
     """All tests, the slow ones included; arguments after -- go to pytest."""
-    install(session, "tests")
+    install(session, "tests", ".[torch]")
     session.run("pytest", *session.posargs)
 
 
@@ -58,7 +59,7 @@ def lint(session):
 @nox.session
 def typing(session):
     """Away from the sources, where mypy would find the half of the package that is there."""
-    install(session, "typing")
+    install(session, "typing", ".[torch]")
     with session.chdir(session.create_tmp()):
         config = str(ROOT / "pyproject.toml")
         said = session.run("mypy", "--config-file", config, "-p", "onnxq", silent=True)

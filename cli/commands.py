@@ -103,6 +103,9 @@ from onnxq.validation import validate as run_validate
 @labels_option
 @click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--checkpoint", type=FILE, help="Where training keeps its state; a killed run goes on there."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the exact passes.")
 @json_option
