@@ -27,7 +27,8 @@ class LearnRounding(LearnedPass):
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
         """Train the rounding."""
-        from onnxq.learned.reconstruction import Rates, reconstruct
+        from onnxq.learned.reconstruction import reconstruct
+        from onnxq.learned.unit import Rates
 
         rates, options = Rates(self.rate), (self.steps, self.batch)
         return reconstruct(self.name, model, reference, lessons, single_layers, rates, *options)

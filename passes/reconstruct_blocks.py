@@ -33,7 +33,8 @@ class ReconstructBlocks(LearnedPass):
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
         """Train rounding, biases and ranges."""
-        from onnxq.learned.reconstruction import Rates, reconstruct
+        from onnxq.learned.reconstruction import reconstruct
+        from onnxq.learned.unit import Rates
 
         rates = Rates(self.rate, self.biases, self.ranges)
         options = (self.steps, self.batch, self.drop)

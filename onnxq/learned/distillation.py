@@ -10,6 +10,7 @@ from onnxq.blocks import blocks
 from onnxq.layers import layers
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.parts import NOT_BY_SAMPLE, Part, give_biases, parts, refusals, surroundings
+from onnxq.learned.quantizers import WeightQuantizer
 from onnxq.learned.teaching import Teaching
 from onnxq.learned.training import INTERRUPTED, LEFT_OUT, Group, optimise
 from onnxq.lessons import Lessons
@@ -102,10 +103,11 @@ def distill(
 
 def _groups(network: QuantizedNetwork, rates: Rates, settled: Container[str]) -> list[Group]:
     """What is trained; all else is frozen, and so are the grids of tensors that are settled."""
+    weights = [weight for weight in network.weights if isinstance(weight, WeightQuantizer)]
     graded = zip(network.graded, network.grids, strict=True)
     kinds: tuple[tuple[list[nn.Parameter], float], ...] = (
-        ([weight.latent for weight in network.weights], rates.weights),
-        ([weight.stretch for weight in network.weights], rates.scales),
+        ([weight.latent for weight in weights], rates.weights),
+        ([weight.stretch for weight in weights], rates.scales),
         (list(network.biases.values()), rates.biases),
         ([grid.stretch for name, grid in graded if name not in settled], rates.ranges),
     )

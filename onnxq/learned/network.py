@@ -1,6 +1,6 @@
 """The network as it would be deployed, as a torch module: its plan, as parameters."""
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, MutableSequence, Sequence
 from typing import cast
 
 import onnx_graphsurgeon as gs
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onnxq.layers import layers
 from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
+from onnxq.learned.rounding import SoftRounding
 from onnxq.lowering import Lowered
 from onnxq.lowering.registry import Function, tensor_of
 from onnxq.model import Model
@@ -49,7 +50,7 @@ class QuantizedNetwork(nn.Module):
             if layer.name in model.weights and (nodes is None or layer.name in nodes)
         ]
         self.weights = cast(
-            Sequence[WeightQuantizer],
+            MutableSequence[WeightQuantizer | SoftRounding],
             nn.ModuleList(
                 WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
             ),
