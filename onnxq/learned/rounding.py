@@ -92,9 +92,17 @@ class SoftRounding(nn.Module):
         h = self.upward if self.training else (self.latent >= 0).float()
         return ((self.below + self.gap * h) * self.scale).reshape(self.shape)
 
-    def penalty(self, beta: float) -> Tensor:
-        """What there is to pay for weights between levels, as a sum over weights."""
-        return (1 - (2 * self.upward - 1).abs().pow(beta)).sum()
+    def decide(self, beta: float, pace: float) -> None:
+        """Go down the penalty's slope, apart from what the loss does.
+
+        Adam would divide the slope by the noise of the loss, which is larger by far, and leave
+        weights undecided: it is kept out, as is weight decay (Loshchilov & Hutter 2019, AdamW).
+        """
+        with torch.no_grad():
+            sigmoid = torch.sigmoid(self.latent)
+            side = 2 * self.upward - 1
+            slope = 2 * beta * side.abs().pow(beta - 1) * side.sign() * (side.abs() < 1)
+            self.latent += pace * slope * (ZETA - GAMMA) * sigmoid * (1 - sigmoid)
 
     @property
     def undecided(self) -> float:

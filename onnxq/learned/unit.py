@@ -1,10 +1,10 @@
 """One unit of a network in training: it should return what it returns in floats.
 
-    L = E|y_q - y|^2 / Var(y)  +  lambda sum over layers sum(1 - |2 h(V) - 1|^beta) / c_out
+    L = E|y_q - y|^2 / Var(y)
 
-A weight moves one of c_out channels: what its rounding can win or lose of the first term falls with
-c_out, and so does the price of its indecision. That price is 0 at first, and then beta falls, so
-that first those weights are drawn to a level that are near one, and in the end all.
+Weights between two levels have a price, whose slope they go down before each step on L. It is 0 at
+first, and then its exponent beta falls, so that first those weights are drawn to a level that are
+near one, and in the end all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,9 @@ from onnxq.learned.training import Group, Trained, optimise
 from onnxq.spec import Ints
 
 # Share of the steps before indecision has a price, and after which beta has arrived.
-WARMUP, SETTLED = 0.2, 0.9
-# The price (lambda), and its exponent (beta) at first and at last.
-PRICE, SHARP, BLUNT = 0.01, 20.0, 2.0
+WARMUP, SETTLED = 0.2, 0.7
+# The price, and its exponent (beta) at first and at last.
+PRICE, SHARP, BLUNT = 0.05, 20.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ class UnitTraining:
         self._variance = float(taught.var().clamp_min(LEAST))
         self._drop = Drop(drop)
         self.rounding: list[SoftRounding] = []
-        self._channels: list[int] = []
         self._groups = self._trained(rates, nodes)
 
     def _trained(self, rates: Rates, nodes: Sequence[gs.Node]) -> list[Group]:
@@ -104,7 +103,6 @@ class UnitTraining:
                 soft = SoftRounding(network.weights[i].plan(), layer.weight)
                 network.weights[i] = soft.to(self.prefix.device)
                 self.rounding.append(soft)
-                self._channels.append(layer.c_out)
                 if i in network.units and rates.biases:
                     network.units[i] = self._spread(layer.output.name)
                     biases.append(network.biases[str(i)])
@@ -162,14 +160,14 @@ class UnitTraining:
         drawn = rng.choice(taught, batch, replace=len(taught) < batch)
         self._soften(True)
         self._drop.rng = rng
+        if (beta := sharpness((step + 1) / steps)) is not None:
+            for soft in self.rounding:
+                soft.decide(beta, PRICE)
         for rows in self.prefix.portions(drawn):
             yield self._error(rows) * (len(rows) / batch)
-        if (beta := sharpness((step + 1) / steps)) is not None:
-            pairs = zip(self.rounding, self._channels, strict=True)
-            yield PRICE * torch.stack([soft.penalty(beta) / c for soft, c in pairs]).sum()
 
     def _judge(self) -> float:
-        """The first term on the samples held out, everything quantized and rounded."""
+        """The loss on the samples held out, everything quantized and rounded."""
         self._soften(False)
         self._drop.rng = None
         held = self._lessons.held
@@ -178,7 +176,7 @@ class UnitTraining:
         return sum(sums) / sum(map(len, self.prefix.portions(held)))
 
     def _error(self, rows: Ints) -> Tensor:
-        """The first term."""
+        """The loss on some samples."""
         source, result = self.unit.source, self.unit.result
         quantized, floats = (
             self.prefix.rows(held[source], rows)
