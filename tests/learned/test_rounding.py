@@ -1,4 +1,4 @@
-"""Rounding that is learned: where it begins, what it may become, and what it costs not to decide."""
+"""Rounding that is learned: where it begins, what it may become, and what indecision costs."""
 
 import numpy as np
 import pytest
