@@ -11,12 +11,12 @@ from onnxq.calibration import Calibration
 from onnxq.data import Data, Images, Samples, first_batch, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import EVIDENCE, compare
-from onnxq.files import check_writable, restored_on_failure
+from onnxq.files import check_checkpoint, check_writable, restored_on_failure
 from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
-from onnxq.pipeline import Outcome, run
+from onnxq.pipeline import LearnedPass, Outcome, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
 from onnxq.protos import check_file, file_size
@@ -117,9 +117,14 @@ def convert(
     )
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
+    if checkpoint is not None and not any(isinstance(p, LearnedPass) for p in chosen.lossy):
+        raise UsageError("--checkpoint needs a recipe that trains, as --quality best does")
     model = load(source)
     target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
     check_writable(target, source, force)
+    state = None if checkpoint is None else Path(checkpoint)
+    if state is not None:
+        check_checkpoint(state, source, target)
     refuse_quantized(model)
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
     original = _session(source, calib is not None or validate is not None, report)
@@ -128,7 +133,6 @@ def convert(
     calibration, judge = None, None
     if calib is not None:
         samples = open_samples(calib, inputs, preprocessing, calib_size, seed)
-        state = None if checkpoint is None else Path(checkpoint)
         calibration = Calibration(samples, preprocessing, progress, seed=seed, checkpoint=state)
     if validate is not None:
         judge = open_samples(validate, inputs, preprocessing, None, seed, labels)

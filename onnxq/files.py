@@ -2,10 +2,15 @@
 
 import contextlib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from onnxq.errors import UsageError
+
+# Under this name, a checkpoint holds the states of trainings.
+TRAININGS = "onnxq trainings"
 
 
 def check_writable(path: Path, source: Path | None, force: bool) -> None:
@@ -24,6 +29,36 @@ def check_writable(path: Path, source: Path | None, force: bool) -> None:
         raise UsageError(f"{path}: is the input; the input is never overwritten")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already; --force replaces it")
+
+
+def check_checkpoint(path: Path, *models: Path) -> None:
+    """Raise UsageError unless ``path`` may hold the states of trainings.
+
+    Args:
+        path: The checkpoint.
+        models: Files that are read and written meanwhile.
+    """
+    check_writable(path, None, force=True)
+    taken = {file.resolve() for model in models for file in (model, data_file(model))}
+    if path.resolve() in taken:
+        raise UsageError(f"{path}: is a model of this conversion: name another file")
+    if path.exists() and not _holds_trainings(path):
+        raise not_a_checkpoint(path)
+
+
+def not_a_checkpoint(path: Path) -> UsageError:
+    """What is wrong with a file of something else."""
+    return UsageError(f"{path}: is no checkpoint: name another file, or move it away")
+
+
+def _holds_trainings(path: Path) -> bool:
+    """Whether a file looks like a checkpoint: what torch can read shows when it is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(TRAININGS.encode() in archive.read(name) for name in index)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 @contextlib.contextmanager

@@ -82,13 +82,14 @@ def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], int]:
         for name, x in batch.feeds.items():
             if x.ndim == 0 or len(x) != rows:
                 raise CalibrationError(f"input {name} has no row for each sample to train on")
-    groups: dict[tuple[tuple[int, ...], ...], list[Batch]] = {}
+    groups: dict[frozenset[tuple[str, tuple[int, ...]]], list[Batch]] = {}
     for batch in batches:
-        groups.setdefault(tuple(x.shape[1:] for x in batch.feeds.values()), []).append(batch)
+        shapes = frozenset((name, x.shape[1:]) for name, x in batch.feeds.items())
+        groups.setdefault(shapes, []).append(batch)
     count = {shape: sum(batch.valid for batch in group) for shape, group in groups.items()}
     most = max(groups, key=count.__getitem__)
     feeds = {
         name: np.concatenate([batch.trim(batch.feeds[name]) for batch in groups[most]])
-        for name in batches[0].feeds
+        for name in groups[most][0].feeds
     }
     return feeds, sum(count.values()) - count[most]

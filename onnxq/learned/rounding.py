@@ -71,12 +71,12 @@ class SoftRounding(nn.Module):
         self.floor = torch.from_numpy((below + low).astype(weight.codes.dtype))
         self.register_buffer("scale", torch.from_numpy(np.array(scale)))
         self.register_buffer("below", levels[torch.from_numpy(below)])
-        self.register_buffer("gap", levels[torch.from_numpy(below + 1)] - self.below)
+        self.register_buffer("above", levels[torch.from_numpy(below + 1)])
         self.latent = nn.Parameter(inverse(self._start(torch.from_numpy(u), level > below)))
 
     def _start(self, u: Tensor, up: Array) -> Tensor:
         """Where h begins: at the fraction, or else just on the side of what is rounded up."""
-        fraction = ((u - self.below) / self.gap).clamp(0, 1)
+        fraction = ((u - self.below) / (self.above - self.below)).clamp(0, 1)
         upper = torch.from_numpy(np.asarray(up))
         agrees = torch.where(upper, fraction >= 0.5, fraction < 0.5)
         leaning = torch.where(upper, 0.5 + LEANING, 0.5 - LEANING)
@@ -90,7 +90,7 @@ class SoftRounding(nn.Module):
     def forward(self) -> Tensor:
         """The weight as the layer sees it."""
         h = self.upward if self.training else (self.latent >= 0).float()
-        return ((self.below + self.gap * h) * self.scale).reshape(self.shape)
+        return (torch.lerp(self.below, self.above, h) * self.scale).reshape(self.shape)
 
     def decide(self, beta: float, pace: float) -> None:
         """Go down the penalty's slope, apart from what the loss does.

@@ -78,8 +78,8 @@ class Teaching:
         self._variances = {name: found[name] for name in points if found[name]}
         for i in self.network.units:
             self.network.units[i] = found[outputs[i]] ** 0.5
-        classifies = scores is not None and seen[scores].ndim == 2 and seen[scores].shape[1] > 1
-        self._scores = scores if classifies else None
+        x = floats.get(scores) if scores else None
+        self._scores = scores if x is not None and x.ndim == 2 and x.shape[1] > 1 else None
         compared = [*self._variances, *([self._scores] if self._scores else [])]
         self._wanted = list(dict.fromkeys(compared))
 
@@ -102,14 +102,17 @@ class Teaching:
 
     def judge(self) -> float:
         """The loss on the samples held out, as they are and, images, mirrored."""
-        held = self._parts(self.lessons.held)
-        with torch.no_grad():
-            losses = [float(self._loss(*self._feeds(rows))) for rows in held]
+        held, total = self.lessons.held, 0.0
+        for i, rows in enumerate(self._parts(held)):
+            count = min(len(rows), len(held) - i * self._part)
+            given, own = self._feeds(rows)
+            seen = [(given, own)]
             if self._augments:
-                mirrored = (self._mirrored(self._feeds(rows)[0]) for rows in held)
-                losses += [float(self._loss(feeds, feeds)) for feeds in mirrored]
-        weights = np.resize([len(rows) for rows in held], len(losses))
-        return float(np.average(losses, weights=weights))
+                seen.append((self._mirrored(given),) * 2)
+            with torch.no_grad():
+                losses = [float(self._loss(*feeds, count)) for feeds in seen]
+            total += count * sum(losses) / len(losses)
+        return total / len(held)
 
     @property
     def _augments(self) -> bool:
@@ -126,10 +129,17 @@ class Teaching:
             rows = np.resize(rows, -(-len(rows) // self._part) * self._part)
         return np.split(rows, range(self._part, len(rows), self._part))
 
-    def _loss(self, feeds: Tensors, own: Tensors) -> Tensor:
+    def _loss(self, feeds: Tensors, own: Tensors, count: int | None = None) -> Tensor:
+        """The loss on a batch, or on the first samples of it, where results tell them apart."""
         with torch.no_grad():
             truth = self.teacher.run(feeds, self._wanted)
         found = self.network.run(own, self._wanted)
+        if count is not None:
+            size = len(next(iter(feeds.values())))
+            truth, found = (
+                {n: x[:count] if x.ndim and len(x) == size else x for n, x in side.items()}
+                for side in (truth, found)
+            )
         errors = [F.mse_loss(found[n], truth[n]) / v for n, v in self._variances.items()]
         total = torch.stack(errors).mean() if errors else torch.zeros((), device=self.device)
         if self._scores is None:

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onnxq.errors import UsageError
-from onnxq.files import replacing
+from onnxq.files import TRAININGS, not_a_checkpoint, replacing
 from onnxq.lessons import Lessons
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
-# Under this name, a checkpoint holds the states of trainings.
-KIND = "onnxq trainings"
 # So many judgements in a row that find nothing better end a training.
 PATIENCE = 4
 # What is said of a training that the user ended, and of a layer that it had not come to.
@@ -37,8 +34,8 @@ class Trained:
     """How far a training is.
 
     Attributes:
-        before: What the judge said of the start.
-        best: And of the best state since then; infinite at first.
+        before: What the judge said of the start; infinite before it was asked.
+        best: And of the best state since then; likewise.
         step: Steps done.
         since: Judgements since the best.
         kept: The parameters of the best.
@@ -94,10 +91,12 @@ def optimise(
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
     key = f"{name}, {steps} steps on {lessons.digest}"
     start = _copies(parameters)
-    state = _resume(lessons.checkpoint, key, parameters, optimizer)
-    state = state or Trained(judge(), math.inf, 0, 0, start)
+    resumed = _resume(lessons.checkpoint, key, parameters, optimizer)
+    state = resumed or Trained(math.inf, math.inf, 0, 0, start)
     every = max(1, steps // JUDGEMENTS)
     try:
+        if resumed is None:
+            state.before = judge()
         lessons.progress(name, state.step, steps, state.note)
         while state.step < steps and state.since < patience:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
@@ -149,7 +148,7 @@ def _save(
     now = {"parameters": _copies(parameters), "optimizer": optimizer.state_dict()}
     known = _load(path) | {key: now | {"state": asdict(state)}}
     with replacing(path) as temporary:
-        torch.save({KIND: known}, temporary)
+        torch.save({TRAININGS: known}, temporary)
 
 
 def _resume(
@@ -175,6 +174,6 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True)[KIND])
+        return dict(torch.load(path, map_location="cpu", weights_only=True)[TRAININGS])
     except Exception as cause:
-        raise UsageError(f"{path}: is no checkpoint: name another file, or move it away") from cause
+        raise not_a_checkpoint(path) from cause

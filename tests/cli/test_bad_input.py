@@ -133,6 +133,7 @@ def converted():
 
 TENSORS = "--calib calib.npz"
 GRAY = "--calib images --preprocess gray.toml"
+BEST = f"convert model.onnx {TENSORS} --quality best -o q.onnx"
 COMPARE = f"compare model.onnx {TENSORS} --data val.npz"
 STEP = '[[pass]]\nname = "{}"\n'
 
@@ -219,6 +220,24 @@ BAD = {
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
     ),
     "figures over a model": Bad("bench model.onnx --json model.onnx model.onnx", USAGE, ".json"),
+    # training
+    "a checkpoint without a folder": Bad(f"{BEST} --checkpoint gone/s.pt", USAGE, "does not exist"),
+    "a folder as checkpoint": Bad(f"{BEST} --checkpoint images", USAGE, "images: is a folder"),
+    "the input as checkpoint": Bad(
+        f"{BEST} --checkpoint ./model.onnx", USAGE, "is a model of this conversion"
+    ),
+    "the output as checkpoint": Bad(
+        f"{BEST} --checkpoint images/../q.onnx", USAGE, "is a model of this conversion"
+    ),
+    "the data of the output as checkpoint": Bad(
+        f"{BEST} --checkpoint q.onnx.data", USAGE, "is a model of this conversion"
+    ),
+    "text as checkpoint": Bad(f"{BEST} --checkpoint labels.csv", USAGE, "is no checkpoint"),
+    "arrays as checkpoint": Bad(f"{BEST} --checkpoint calib.npz", USAGE, "is no checkpoint"),
+    "a torn checkpoint": Bad(f"{BEST} --checkpoint torn.npz", USAGE, "is no checkpoint", zipped),
+    "a checkpoint of nothing": Bad(
+        f"convert model.onnx {TENSORS} --checkpoint s.pt", USAGE, "needs a recipe that trains"
+    ),
     # data
     "no such data": Bad("convert model.onnx --calib gone", INPUT, "no such file or folder"),
     "data of another kind": Bad(

@@ -6,10 +6,12 @@ from onnxq import pipeline
 from onnxq.calibration import Calibration
 from onnxq.conversion import prepare
 from onnxq.data import open_samples
+from onnxq.lessons import Lessons
 from onnxq.model import load
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.placement import Placement, place, root_of
 from onnxq.preprocess import Preprocess
+from onnxq.progress import silent
 from onnxq.recipes import build
 from onnxq.runtime import Session, random_feeds
 
@@ -35,6 +37,12 @@ def planned(path, feeds=None, **flags):
     reference = model.clone()
     pipeline.run(model, recipe.lossy[:-1], calibration)
     return reference, model, feeds
+
+
+def lessons(feeds, *, fixed=None, images=None, seed=0, checkpoint=None, progress=silent):
+    """Samples to train on; the models around a training are written as the recipes write them."""
+    write = lambda model: written(model)[0]  # noqa: E731
+    return Lessons(feeds, fixed, images, 0, seed, f"seed {seed}", checkpoint, write, progress)
 
 
 def written(model):
