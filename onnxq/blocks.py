@@ -105,7 +105,7 @@ def flow(model: Model) -> Iterator[tuple[gs.Node | None, Set[str]]]:
     yield None, alive
     for i, node in enumerate(nodes):
         if any(t.name in alive for t in reads(node)):
-            alive |= {t.name for t in node.outputs if t.name in last}
+            alive = alive | {t.name for t in node.outputs if t.name in last}
         alive = {name for name in alive if last[name] > i}
         yield node, alive
 

@@ -139,8 +139,8 @@ def test_a_layer_alone_ends_behind_the_activations_that_nothing_else_reads(text,
 
 def test_flow_says_what_is_still_to_be_read():
     model = model_of("p = Conv(x, wa) q = Relu(p) r = Add(q, x) s = Neg(r) y = Add(s, p)")
-    found = [(node and node.op, sorted(alive)) for node, alive in flow(model)]
-    assert found == [
+    found = [(node and node.op, alive) for node, alive in flow(model)]
+    assert [(op, sorted(alive)) for op, alive in found] == [
         (None, ["x"]), ("Conv", ["p", "x"]), ("Relu", ["p", "q", "x"]), ("Add", ["p", "r"]),
         ("Neg", ["p", "s"]), ("Add", ["y"]),
     ]  # fmt: skip
