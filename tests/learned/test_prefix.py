@@ -9,7 +9,6 @@ from tests.graphs import build
 from tests.learned.plans import lessons, planned
 
 torch = pytest.importorskip("torch")
-from onnxq.learned.network import QuantizedNetwork  # noqa: E402
 from onnxq.learned.parts import parts, refusals, surroundings  # noqa: E402
 from onnxq.learned.prefix import Prefix  # noqa: E402
 from onnxq.lowering import Lowered  # noqa: E402
