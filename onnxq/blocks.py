@@ -46,7 +46,9 @@ def blocks(model: Model, ends: Container[str]) -> list[Block]:
     source: str | None = None
     inside: list[str] = []
     for node, alive in flow(model):
-        if node is not None and node.name in model.weights:
+        # What is computed from constants alone is no part of the flow.
+        flows = node is not None and any(t.name in alive for t in node.outputs)
+        if flows and node.name in model.weights:
             inside.append(node.name)
         if len(alive) != 1:
             continue

@@ -74,7 +74,8 @@ def test_what_fills_a_batch_is_no_sample():
 
 def test_samples_stay_in_order():
     parts = [
-        Batch({"x": np.array([[i], [i + 0.5]]), "z": np.array([i, -i])}, [0, 1], 2) for i in range(3)
+        Batch({"x": np.array([[i], [i + 0.5]]), "z": np.array([i, -i])}, [0, 1], 2)
+        for i in range(3)
     ]
     feeds, others = of_one_shape(parts)
     assert feeds["x"].ravel().tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
@@ -111,9 +112,7 @@ def model_of(batches="N"):
 
 def samples(count, height=6):
     rng = np.random.default_rng(height)
-    return [
-        {"x": rng.standard_normal((1, 3, height, 6)).astype(np.float32)} for _ in range(count)
-    ]
+    return [{"x": rng.standard_normal((1, 3, height, 6)).astype(np.float32)} for _ in range(count)]
 
 
 def taught(proto, feeds, preprocess=PRESETS["raw"], seed=5):

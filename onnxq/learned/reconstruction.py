@@ -8,11 +8,12 @@ for every element (Wei et al. 2022, QDrop).
 from collections.abc import Callable, Container
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from onnxq.blocks import Block, nodes_of
+from onnxq.blocks import Block, nodes_of, single_layers
 from onnxq.learned.parts import NOT_BY_SAMPLE, give_biases, parts, refusals, surroundings
 from onnxq.learned.prefix import Prefix
-from onnxq.learned.training import INTERRUPTED, LEFT_OUT, Trained
+from onnxq.learned.training import INTERRUPTED, LEFT_OUT
 from onnxq.learned.unit import Rates, UnitTraining
 from onnxq.lessons import Lessons
 from onnxq.model import Model
@@ -53,7 +54,7 @@ def reconstruct(
     if rates.biases:
         give_biases(model)
     refused = refusals(reference, lessons.few)
-    found = [(unit, nodes_of(model, unit)) for unit in units(model, model.activations)]
+    found = _units(model, units, refused)
     untrained = {
         layer: next((refused[node.name] for node in nodes if node.name in refused), INTERRUPTED)
         for unit, nodes in found
@@ -68,30 +69,47 @@ def reconstruct(
             continue
         prefix = Prefix(model, reference, part, samples, own, batch)
         before = {layer.name: model.weights[layer.name].codes for layer in prefix.network.layers}
-        done: Trained | None = None
-        for number in inside:
-            unit, nodes = found[number]
-            if (why := prefix.advance(unit)) is not None:
-                untrained |= dict.fromkeys(unit.layers, why)
-                continue
-            training = UnitTraining(prefix, unit, nodes, number, rates, drop)
-            label = f"{name}, unit {number + 1} of {len(found)}"
-            done = training.run(label, steps, batch)
-            for layer in unit.layers:
-                del untrained[layer]
-            outcome.remark(unit.result, f"{label}: {done}")
-            if training.undecided > MOST_UNDECIDED and done.best < done.before:
-                undecided = f"{training.undecided:.1%} of the weights are between two levels still"
-                outcome.remark(unit.result, undecided)
-            if done.interrupted:
-                break
+        interrupted = False
+        try:
+            for number in inside:
+                unit, nodes = found[number]
+                if (why := prefix.advance(unit)) is not None:
+                    untrained |= dict.fromkeys(unit.layers, why)
+                    continue
+                training = UnitTraining(prefix, unit, nodes, number, rates, drop)
+                label = f"{name}, unit {number + 1} of {len(found)}"
+                done = training.run(label, steps, batch)
+                for layer in unit.layers:
+                    del untrained[layer]
+                outcome.remark(unit.result, f"{label}: {done}")
+                if training.undecided > MOST_UNDECIDED and done.best < done.before:
+                    undecided = (
+                        f"{training.undecided:.1%} of the weights are between two levels still"
+                    )
+                    outcome.remark(unit.result, undecided)
+                if interrupted := done.interrupted:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
         prefix.network.store(model)
         for layer in [layer for layer in before if layer not in untrained]:
             moved = float(np.mean(model.weights[layer].codes != before[layer]))
             outcome.edit(layer, f"{moved:.2%} of its codes moved")
-        if done is not None and done.interrupted:
+        if interrupted:
             outcome.remark("model", LEFT_OUT)
             break
     for layer, why in untrained.items():
         outcome.skip(layer, why)
     return outcome
+
+
+def _units(
+    model: Model, units: Callable[[Model, Container[str]], list[Block]], refused: Container[str]
+) -> list[tuple[Block, list[gs.Node]]]:
+    """Units and their nodes; where a node among these is refused, every layer is one of its own."""
+    alone = {unit.layers: unit for unit in single_layers(model, model.activations)}
+    found = []
+    for unit in units(model, model.activations):
+        whole = not any(node.name in refused for node in nodes_of(model, unit))
+        found += [unit] if whole else [alone[layer,] for layer in unit.layers]
+    return [(unit, nodes_of(model, unit)) for unit in found]

@@ -28,6 +28,8 @@ from onnxq.spec import Ints
 WARMUP, SETTLED = 0.2, 0.7
 # The price, and its exponent (beta) at first and at last.
 PRICE, SHARP, BLUNT = 0.05, 20.0, 2.0
+# Samples that tell how far the results of a layer spread.
+SPREAD = 32
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,14 @@ class UnitTraining:
         return [group for group in groups if group.parameters]
 
     def _spread(self, name: str) -> float:
-        """Standard deviation of a tensor in the float network, on a batch."""
-        rows = self.prefix.portions(self._lessons.taught)[0]
-        x = self.prefix.rows(self.prefix.floats[self.unit.source], rows)
-        with torch.no_grad():
-            return float(self.prefix.teacher.run({self.unit.source: x}, [name])[name].std())
+        """Standard deviation of a tensor in the float network; 0 if it has none."""
+        source, seen = self.unit.source, []
+        for rows in self.prefix.portions(self._lessons.taught[:SPREAD]):
+            x = self.prefix.rows(self.prefix.floats[source], rows)
+            with torch.no_grad():
+                seen.append(self.prefix.teacher.run({source: x}, [name])[name].flatten())
+        found = float(torch.cat(seen).std(correction=0))
+        return found if np.isfinite(found) else 0.0
 
     def run(self, label: str, steps: int, batch: int) -> Trained:
         """Train, and leave the unit rounded as its plan is.
@@ -163,20 +168,24 @@ class UnitTraining:
         if (beta := sharpness((step + 1) / steps)) is not None:
             for soft in self.rounding:
                 soft.decide(beta, PRICE)
-        for rows in self.prefix.portions(drawn):
-            yield self._error(rows) * (len(rows) / batch)
+        portions = self.prefix.portions(drawn)
+        for rows in portions:
+            yield self._error(rows) * (len(rows) / sum(map(len, portions)))
 
     def _judge(self) -> float:
         """The loss on the samples held out, everything quantized and rounded."""
         self._soften(False)
         self._drop.rng = None
-        held = self._lessons.held
-        with torch.no_grad():
-            sums = [float(self._error(p)) * len(p) for p in self.prefix.portions(held)]
-        return sum(sums) / sum(map(len, self.prefix.portions(held)))
+        held, total, left = self._lessons.held, 0.0, len(self._lessons.held)
+        for rows in self.prefix.portions(held):
+            count = min(len(rows), left)
+            with torch.no_grad():
+                total += count * float(self._error(rows, count))
+            left -= count
+        return total / len(held)
 
-    def _error(self, rows: Ints) -> Tensor:
-        """The loss on some samples."""
+    def _error(self, rows: Ints, count: int | None = None) -> Tensor:
+        """The loss on all rows that run together, or on the first ones."""
         source, result = self.unit.source, self.unit.result
         quantized, floats = (
             self.prefix.rows(held[source], rows)
@@ -185,7 +194,8 @@ class UnitTraining:
         network = self.prefix.network
         given = {**network.given(self.unit.layers), source: self._drop(quantized, floats)}
         found = network.lowered.run(given, [result])[result]
-        return F.mse_loss(found, self.prefix.rows(self.prefix.target, rows)) / self._variance
+        wanted = self.prefix.rows(self.prefix.target, rows)
+        return F.mse_loss(found[:count], wanted[:count]) / self._variance
 
     def _soften(self, soft: bool) -> None:
         for rounding in self.rounding:

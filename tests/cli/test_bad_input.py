@@ -1,5 +1,6 @@
 """Whatever is wrong: one line on stderr, the right exit code, and nothing changed on disk."""
 
+import importlib.util
 import re
 import shutil
 from collections.abc import Callable
@@ -392,3 +393,19 @@ def test_bad_input_is_one_line_an_exit_code_and_no_trace(kind, here, onnxq):
     assert result.stdout == ""
     assert result.exit_code == bad.code
     assert after == before
+
+
+@pytest.mark.parametrize("flags", ["--quality best", "--recipe brecq --checkpoint s.pt"])
+def test_training_without_torch_is_one_line_and_no_trace(here, onnxq, monkeypatch, flags):
+    find = importlib.util.find_spec
+
+    def without_torch(name, *rest):
+        return None if name == "torch" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
+    before = sorted(here.rglob("*"))
+    result = onnxq("convert", "model.onnx", *TENSORS.split(), *flags.split())
+    (line,) = result.stderr.splitlines()
+    assert re.fullmatch(r"onnxq: \S+ trains, which needs torch: pip install 'onnxq\[torch\]'", line)
+    assert (result.exit_code, result.stdout) == (USAGE, "")
+    assert sorted(here.rglob("*")) == before

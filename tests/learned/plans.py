@@ -41,7 +41,10 @@ def planned(path, feeds=None, **flags):
 
 def lessons(feeds, *, fixed=None, images=None, seed=0, checkpoint=None, progress=silent):
     """Samples to train on; the models around a training are written as the recipes write them."""
-    write = lambda model: written(model)[0]  # noqa: E731
+
+    def write(model):
+        return written(model)[0]
+
     return Lessons(feeds, fixed, images, 0, seed, f"seed {seed}", checkpoint, write, progress)
 
 

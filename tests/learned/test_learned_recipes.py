@@ -1,0 +1,216 @@
+"""The recipes that train, from a float file to a quantized one, with few steps."""
+
+from importlib import resources
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.errors import PassError
+from onnxq.model import from_proto, load
+from onnxq.passes.distill import Distill
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.pipeline import LearnedPass
+from onnxq.recipes import NAMED, Recipe, build
+from onnxq.runtime import Session
+from tests.graphs import build as graph
+from tests.graphs import feeds
+from tests.learned.plans import assert_same_as_written, written
+
+torch = pytest.importorskip("torch")
+from onnxq.learned.network import QuantizedNetwork  # noqa: E402
+from onnxq.learned.training import LEFT_OUT  # noqa: E402
+
+TRAINED = {
+    "oaq-ft": "finetune-sigma",
+    "bft": "finetune-bias",
+    "adaround": "learn-rounding",
+    "brecq": "reconstruct-blocks",
+    "distill": "distill",
+    "best": "distill",
+}
+SHORT = {"steps": 6, "batch": 8}
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def recipe(name, **flags):
+    """A named recipe with few steps."""
+    passes = build(**{"bits": 3} | NAMED[name][1] | flags).passes
+    return Recipe(
+        passes=[p.model_copy(update=SHORT) if isinstance(p, LearnedPass) else p for p in passes]
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The demo's model, and 30 of its images."""
+    folder = tmp_path_factory.mktemp("digits")
+    assets = resources.files("onnxq.demo")
+    (folder / "model.onnx").write_bytes(assets.joinpath("digits.onnx").read_bytes())
+    with assets.joinpath("digits.npz").open("rb") as file:
+        images = np.load(file)["calib"][:30].reshape(-1, 1, 8, 8).astype(np.float32) / 16
+    np.savez(folder / "calib.npz", image=images)
+    return folder
+
+
+def convert(digits, folder, name="best", chosen=None, **flags):
+    output = folder / f"{len(list(folder.iterdir()))}.onnx"
+    chosen = chosen or recipe(name)
+    given = {"recipe": chosen, "calib": digits / "calib.npz", "preprocess": "raw"}
+    return onnxq.convert(digits / "model.onnx", output, **given | flags), output
+
+
+def test_these_are_all_recipes_that_train():
+    trained = [n for n, (_, changes) in NAMED.items()
+               if any(isinstance(p, LearnedPass) for p in changes.get("after", ()))]  # fmt: skip
+    assert sorted(trained) == sorted(TRAINED)
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """Every plan that was written, as a model before it is written."""
+    kept, run = [], InsertQdq.run
+
+    def watched(self, model, statistics):
+        kept.append(model.clone())
+        return run(self, model, statistics)
+
+    monkeypatch.setattr(InsertQdq, "run", watched)
+    return kept
+
+
+def images(digits, count=16):
+    with np.load(digits / "calib.npz") as file:
+        return {"image": file["image"][:count]}
+
+
+def assert_is_what_was_trained(model, file, x):
+    """Hold a module of a plan to the file that was written of it."""
+    assert_same_as_written(model, QuantizedNetwork(model), x)
+    again, _ = written(model)
+    found, wanted = (Session(m, optimize=False).run(x) for m in (load(file), again))
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_that_trains_gives_the_same_file_twice_and_it_is_what_was_trained(
+    digits, tmp_path, plans, name
+):
+    report, one = convert(digits, tmp_path, name)
+    _, two = convert(digits, tmp_path, name)
+    assert one.read_bytes() == two.read_bytes()
+    outcome = report.outcomes[TRAINED[name]]
+    assert len({edit.where for edit in outcome.edits}) == len(outcome.edits) == 8
+    assert not outcome.skips
+    assert any("loss on held-out samples" in remark.what for remark in outcome.remarks)
+    assert_is_what_was_trained(plans[-1], two, images(digits))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("best", {"act_bits": 4}),
+        ("brecq", {"act_bits": "float"}),
+        slow("best", {"levels": "post"}),
+        slow("brecq", {"act_bits": 4}),
+        slow("adaround", {"levels": "ternary", "bits": 2}),
+        slow("distill", {"act_bits": "float", "levels": "kmeans"}),
+    ],
+)
+def test_other_widths_and_levels_are_trained_as_well(digits, tmp_path, plans, name, flags):
+    report, file = convert(digits, tmp_path, chosen=recipe(name, **flags))
+    assert report.outcomes[TRAINED[name]]
+    assert_is_what_was_trained(plans[-1], file, images(digits))
+
+
+@pytest.mark.slow
+def test_another_seed_gives_another_file(digits, tmp_path):
+    one, other = (convert(digits, tmp_path, "distill", seed=s)[1].read_bytes() for s in (0, 1))
+    assert one != other
+
+
+# -- what ends a training early ----------------------------------------------------------------
+
+
+class Ends:
+    """Raises after so many steps of training."""
+
+    def __init__(self, steps, error):
+        self.left, self.error = steps, error
+
+    def __call__(self, stage, advance, total, note=""):
+        if note:
+            self.left -= advance
+            if self.left < 0:
+                raise self.error
+
+
+@pytest.mark.parametrize(("name", "steps"), [("brecq", 20), slow("best", 4)])
+def test_a_killed_conversion_goes_on_to_the_same_file(digits, tmp_path, name, steps):
+    _, whole = convert(digits, tmp_path, name)
+    state = tmp_path / "state.pt"
+    with pytest.raises(PassError, match="killed"):
+        convert(
+            digits, tmp_path, name, checkpoint=state, progress=Ends(steps, ValueError("killed"))
+        )
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".onnx", ".pt"]
+    _, found = convert(digits, tmp_path, name, checkpoint=state)
+    assert found.read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_serves_conversions_of_several_recipes(digits, tmp_path):
+    state = tmp_path / "state.pt"
+    files = [
+        convert(digits, tmp_path, name, checkpoint=checkpoint)[1].read_bytes()
+        for name, checkpoint in (("distill", None), *((n, state) for n in ("distill", "bft") * 2))
+    ]
+    assert files[0] == files[1] == files[3]
+    assert files[2] == files[4] != files[0]
+
+
+@pytest.mark.parametrize("name", ["brecq", "best"])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_an_interrupted_conversion_writes_the_best_so_far_and_says_so(
+    digits, tmp_path, name, steps
+):
+    report, output = convert(digits, tmp_path, name, progress=Ends(steps, KeyboardInterrupt))
+    remarks = [remark.what for remark in report.outcomes[TRAINED[name]].remarks]
+    assert remarks[-1] == LEFT_OUT
+    assert output.exists()
+    assert LEFT_OUT in str(report.to_dict())
+
+
+# -- models of other kinds ---------------------------------------------------------------------
+
+
+def test_a_model_that_returns_classes_is_trained(tmp_path):
+    """Their scores are unknown, but what the last block returns is compared."""
+    text = "a = Gemm(x, w) r = Relu(a) b = Gemm(r, v) y = Cast<to=7>(b)"
+    proto = graph(f"(float[N,6] x) => (int64[N,4] y) {{ {text} }}", w=(6, 8), v=(8, 4))
+    onnx.save(proto, tmp_path / "model.onnx")
+    chosen = build(bits=3, after=(Distill(**SHORT),))
+    data = [feeds(proto, seed) for seed in range(20)]
+    report = onnxq.convert(tmp_path / "model.onnx", tmp_path / "q.onnx", recipe=chosen, calib=data)
+    assert len(report.outcomes["distill"].edits) == 2
+
+
+@pytest.mark.parametrize("name", ["adaround", "brecq", "best"])
+def test_a_model_of_fixed_batches_and_two_inputs_is_trained(tmp_path, name):
+    text = """a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) g = GlobalAveragePool(r) f = Flatten(g)
+        b = Gemm(z, v) c = Add(f, b) s = Sigmoid(c) y = Gemm(s, u)"""
+    proto = graph(
+        f"(float[3,2,5,5] x, float[3,6] z) => (float[3,4] y) {{ {text} }}",
+        w=(8, 2, 3, 3), v=(6, 8), u=(8, 4),
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "model.onnx")
+    data = [feeds(proto, seed) for seed in range(11)]
+    report = onnxq.convert(
+        tmp_path / "model.onnx", tmp_path / "q.onnx", recipe=recipe(name), calib=data
+    )
+    assert len(report.outcomes[TRAINED[name]].edits) == 3
+    onnx.checker.check_model(from_proto(onnx.load(tmp_path / "q.onnx")).to_proto())
