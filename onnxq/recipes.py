@@ -347,7 +347,7 @@ NAMED: dict[str, tuple[str, Named]] = {
         {
             "weight_range": "mse",
             "act_range": "mse",
-            "narrow": (ForkResiduals(),),
+            "narrow": (Equalize(), ForkResiduals()),
             "after": (CompensateRounding(), CorrectBias(), Distill()),
         },
     ),
