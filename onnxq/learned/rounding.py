@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxq.numerics import affine
-from onnxq.spec import Floats, QTensor
+from onnxq.spec import Array, Floats, QTensor
 
 # Ends of the sigmoid before it is cut off: h reaches 0 and 1.
 GAMMA, ZETA = -0.1, 1.1
@@ -53,6 +53,10 @@ class SoftRounding(nn.Module):
         latent: V, of the shape of the codes.
     """
 
+    scale: Tensor
+    below: Tensor
+    above: Tensor
+
     def __init__(self, weight: QTensor, source: Floats) -> None:
         super().__init__()
         params, codes = weight.params, weight.codes.astype(np.int64)
@@ -70,7 +74,7 @@ class SoftRounding(nn.Module):
         self.register_buffer("above", levels[torch.from_numpy(below + 1)])
         self.latent = nn.Parameter(inverse(self._start(torch.from_numpy(u), level > below)))
 
-    def _start(self, u: Tensor, up: Floats) -> Tensor:
+    def _start(self, u: Tensor, up: Array) -> Tensor:
         """Where h begins: at the fraction, or else just on the side of what is rounded up."""
         fraction = ((u - self.below) / (self.above - self.below)).clamp(0, 1)
         upper = torch.from_numpy(np.asarray(up))

@@ -9,12 +9,13 @@ that first those weights are drawn to a level that are near one, and in the end 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's custom)
-from torch import Tensor
+from torch import Tensor, nn
 
 from onnxq.blocks import Block
 from onnxq.learned.prefix import Prefix
@@ -104,7 +105,7 @@ class UnitTraining:
         for i, layer in enumerate(network.layers):
             if layer.name in self.unit.layers:
                 soft = SoftRounding(network.weights[i].plan(), layer.weight)
-                network.weights[i] = soft.to(self.prefix.device)
+                cast(nn.ModuleList, network.weights)[i] = soft.to(self.prefix.device)
                 self.rounding.append(soft)
                 self._channels.append(layer.c_out)
                 if i in network.units and rates.biases:
