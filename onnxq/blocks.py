@@ -46,10 +46,9 @@ def blocks(model: Model, ends: Container[str]) -> list[Block]:
     source: str | None = None
     inside: list[str] = []
     for node, alive in flow(model):
-        # What is computed from constants alone is no part of the flow.
-        flows = node is not None and any(t.name in alive for t in node.outputs)
-        if flows and node.name in model.weights:
-            inside.append(node.name)
+        if node is not None and node.name in model.weights:
+            # What is computed from constants alone is no part of the flow.
+            inside += [node.name] if any(t.name in alive for t in node.outputs) else []
         if len(alive) != 1:
             continue
         (result,) = alive

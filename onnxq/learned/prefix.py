@@ -1,6 +1,6 @@
 """Both networks on all samples, up to where training is: what a unit reads, and should return."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 
 import numpy as np
@@ -60,9 +60,7 @@ class Prefix:
         )
         self.floats, self.quantized = self._inputs
         self.target = torch.empty(0)
-        self._alive = _alive_before(model)
-        made = {t.name for n in model.graph.nodes if n.name in part.nodes for t in n.outputs}
-        self._known = made | {*part.inputs}
+        self._alive = tuple(_alive_before(m, part) for m in (reference, model))
 
     def advance(self, unit: Block) -> str | None:
         """Compute what nodes from the first layer of a unit on read, and what it should return.
@@ -70,12 +68,14 @@ class Prefix:
         What has no row of floats for each sample is not held, but computed from the inputs again
         when something needs it. Returns why the unit cannot be trained, if so.
         """
-        alive = self._alive[unit.layers[0]] & self._known
-        wanted = [unit.source, *sorted(alive - {unit.source})]
+        # A bias that the float model lacks is a node, with a tensor before it, in the other alone.
+        floats, quantized = (
+            [unit.source, *sorted(alive[unit.layers[0]] - {unit.source})] for alive in self._alive
+        )
         with torch.no_grad():
             own, network = self.network.given(), self.network.lowered
-            self.quantized = self._run(network, own, self._inputs[1], self.quantized, wanted)
-            self.floats = self._run(self.teacher, {}, self._inputs[0], self.floats, wanted)
+            self.quantized = self._run(network, own, self._inputs[1], self.quantized, quantized)
+            self.floats = self._run(self.teacher, {}, self._inputs[0], self.floats, floats)
             found = self._run(self.teacher, {}, self._inputs[0], self.floats, [unit.result])
         if unit.source not in self.floats or unit.source not in self.quantized or not found:
             return "what it reads or returns is no row of floats for each sample"
@@ -106,7 +106,8 @@ class Prefix:
         return {name: x for name, x in whole.items() if len(x) == count}
 
 
-def _alive_before(model: Model) -> dict[str, frozenset[str]]:
-    """The tensors that are still to be read before each node, by its name."""
-    stops = pairwise(flow(model))
-    return {node.name: frozenset(alive) for (_, alive), (node, _) in stops if node is not None}
+def _alive_before(model: Model, part: Part) -> dict[str, Set[str]]:
+    """The tensors of a part that are still to be read before each node, by its name."""
+    made = {t.name for n in model.graph.nodes if n.name in part.nodes for t in n.outputs}
+    known, stops = made | {*part.inputs}, pairwise(flow(model))
+    return {node.name: known & alive for (_, alive), (node, _) in stops if node is not None}

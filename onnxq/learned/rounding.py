@@ -55,7 +55,7 @@ class SoftRounding(nn.Module):
 
     scale: Tensor
     below: Tensor
-    gap: Tensor
+    above: Tensor
 
     def __init__(self, weight: QTensor, source: Floats) -> None:
         super().__init__()

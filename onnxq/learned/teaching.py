@@ -78,8 +78,8 @@ class Teaching:
         self._variances = {name: found[name] for name in points if found[name]}
         for i in self.network.units:
             self.network.units[i] = found[outputs[i]] ** 0.5
-        x = floats.get(scores) if scores else None
-        self._scores = scores if x is not None and x.ndim == 2 and x.shape[1] > 1 else None
+        shape = floats[scores].shape if scores in floats else ()
+        self._scores = scores if len(shape) == 2 and shape[1] > 1 else None
         compared = [*self._variances, *([self._scores] if self._scores else [])]
         self._wanted = list(dict.fromkeys(compared))
 

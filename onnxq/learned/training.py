@@ -14,8 +14,8 @@ from onnxq.lessons import Lessons
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
-# So many judgements in a row that find nothing better end a training.
-PATIENCE = 4
+# So many times in a row that the judge's figure rose, in the second half, end a training.
+PATIENCE = 3
 # What is said of a training that the user ended, and of a layer that it had not come to.
 LEFT_OUT = "interrupted: the best so far is kept, later steps are left out"
 INTERRUPTED = "the training was interrupted before it came to it"
@@ -36,16 +36,18 @@ class Trained:
     Attributes:
         before: What the judge said of the start; infinite before it was asked.
         best: And of the best state since then; likewise.
+        last: And of the last one; likewise.
         step: Steps done.
-        since: Judgements since the best.
+        rises: How often in a row that figure has risen, in the second half.
         kept: The parameters of the best.
         interrupted: The user ended it.
     """
 
     before: float
     best: float
+    last: float
     step: int
-    since: int
+    rises: int
     kept: list[Tensor]
     interrupted: bool = False
 
@@ -67,13 +69,12 @@ def optimise(
     judge: Callable[[], float],
     steps: int,
     lessons: Lessons,
-    patience: int = PATIENCE,
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
-    High rates make things worse before they fall: a training ends early when it gets no better than
-    it was itself. What is no better than the start in the end is undone. Ctrl-C ends a training and
-    keeps the best so far.
+    High rates make things worse before they fall: it is in the second half of the steps that a
+    training ends early, when things get worse and worse. What is no better than the start in the
+    end is undone. Ctrl-C ends a training and keeps the best so far.
 
     Args:
         name: Of the training: for the user, and in a checkpoint.
@@ -82,7 +83,6 @@ def optimise(
         judge: A figure that should be small, on samples that nothing is trained on.
         steps: To take.
         lessons: The rest.
-        patience: So many judgements in a row that find nothing better end the training.
 
     Raises:
         UsageError: The checkpoint is something else.
@@ -92,13 +92,13 @@ def optimise(
     key = f"{name}, {steps} steps on {lessons.digest}"
     start = _copies(parameters)
     resumed = _resume(lessons.checkpoint, key, parameters, optimizer)
-    state = resumed or Trained(math.inf, math.inf, 0, 0, start)
+    state = resumed or Trained(math.inf, math.inf, math.inf, 0, 0, start)
     every = max(1, steps // JUDGEMENTS)
     try:
         if resumed is None:
             state.before = judge()
         lessons.progress(name, state.step, steps, state.note)
-        while state.step < steps and state.since < patience:
+        while state.step < steps and state.rises < PATIENCE:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
                 entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
             optimizer.zero_grad()
@@ -108,9 +108,10 @@ def optimise(
             state.step += 1
             if state.step % every == 0 or state.step == steps:
                 found = judge()
-                state.since += 1
+                rises = 2 * state.step > steps and not found <= state.last
+                state.last, state.rises = found, state.rises + 1 if rises else 0
                 if found < state.best:
-                    state.best, state.since, state.kept = found, 0, _copies(parameters)
+                    state.best, state.kept = found, _copies(parameters)
                 _save(lessons.checkpoint, key, parameters, optimizer, state)
             lessons.progress(name, 1, steps, state.note)
         lessons.progress(name, steps - state.step, steps, state.note)

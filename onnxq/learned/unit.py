@@ -9,12 +9,13 @@ near one, and in the end all.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's custom)
-from torch import Tensor
+from torch import Tensor, nn
 
 from onnxq.blocks import Block
 from onnxq.learned.prefix import Prefix
@@ -103,7 +104,7 @@ class UnitTraining:
         for i, layer in enumerate(network.layers):
             if layer.name in self.unit.layers:
                 soft = SoftRounding(network.weights[i].plan(), layer.weight)
-                network.weights[i] = soft.to(self.prefix.device)
+                cast(nn.ModuleList, network.weights)[i] = soft.to(self.prefix.device)
                 self.rounding.append(soft)
                 if i in network.units and rates.biases:
                     network.units[i] = self._spread(layer.output.name)
@@ -144,7 +145,7 @@ class UnitTraining:
         def loss(step: int) -> Iterator[Tensor]:
             return self._loss(step, steps, batch)
 
-        done = optimise(label, self._groups, loss, self._judge, steps, self._lessons, steps)
+        done = optimise(label, self._groups, loss, self._judge, steps, self._lessons)
         self._soften(False)
         for grid in self._grids:
             grid.mix = None

@@ -64,7 +64,12 @@ def losses(outcome):
 
 
 # The layers of a block with a node that torch does not know are learned one by one.
-UNITS = {("residual", "brecq"): 4, ("dense", "brecq"): 3}
+UNITS = {
+    ("residual", "brecq"): 4,
+    ("dense", "brecq"): 3,
+    ("attention", "adaround"): 4,
+    ("attention", "brecq"): 2,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
