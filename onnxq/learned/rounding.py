@@ -102,7 +102,7 @@ class SoftRounding(nn.Module):
             sigmoid = torch.sigmoid(self.latent)
             side = 2 * self.upward - 1
             slope = 2 * beta * side.abs().pow(beta - 1) * side.sign() * (side.abs() < 1)
-            self.latent += pace * slope * (ZETA - GAMMA) * sigmoid * (1 - sigmoid)
+            self.latent.add_(pace * slope * (ZETA - GAMMA) * sigmoid * (1 - sigmoid))
 
     @property
     def undecided(self) -> float:
