@@ -86,10 +86,10 @@ def nodes_of(model: Model, block: Block) -> list[gs.Node]:
 
 
 def _activated(model: Model, layer: Layer, ends: Container[str]) -> str:
-    """The result of a layer, behind activation functions that read nothing else."""
+    """The result of a layer, behind activation functions, and biases, that read nothing else."""
     tensor = layer.output
     while tensor.name not in ends and (reader := model.single_consumer(tensor)) is not None:
-        if reader.op not in ACTIVATIONS or _variables(reader) > 1:
+        if reader.op not in (*ACTIVATIONS, "Add") or _variables(reader) > 1:
             break
         tensor = reader.outputs[0]
     return str(tensor.name)

@@ -129,11 +129,13 @@ def test_a_block_of_too_many_layers_falls_into_its_layers(count):
         ("p = Conv(x, wa) q = Relu(p) y = Add(p, q)", "", "p"),
         ("p = Conv(x, wa) q = PRelu(p, x) y = Neg(q)", "", "p"),
         ("p = Conv(x, wa) y = Relu(p)", "", "y"),
+        ("p = Conv(x, wa) q = Add(p, k) y = Neg(q)", "", "q"),
         ("p = Conv(x, wa) q = MaxPool<kernel_shape=[1,1]>(p) y = Relu(q)", "", "p"),
     ],
 )
 def test_a_layer_alone_ends_behind_the_activations_that_nothing_else_reads(text, ends, wanted):
-    (found,) = single_layers(model_of(text), set(ends))
+    more = {"k": (4, 1, 1)} if ", k" in text else {}
+    (found,) = single_layers(model_of(text, **more), set(ends))
     assert (found.source, found.layers, found.result) == ("x", ("Conv_p",), wanted)
 
 

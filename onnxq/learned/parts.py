@@ -153,7 +153,9 @@ def _run(model: Model, wanted: Sequence[str], lessons: Lessons) -> dict[str, Arr
 def give_biases(model: Model) -> None:
     """Give every layer a bias that can be trained, if it can have one."""
     for layer in list(layers(model)):
-        bare = layer.name in model.weights and layer.bias_tensor is None
+        # Behind a weight on the left, no bias would be seen as the layer's.
+        bare = layer.bias_tensor is None and (layer.op != "MatMul" or layer.weight_index == 1)
+        bare = bare and layer.name in model.weights
         if bare and (zeros := layer.bias_or_zeros) is not None:
             layer.set_bias(model, zeros)
     model.tidy()

@@ -64,9 +64,8 @@ class Teaching:
 
     def _measure(self, points: Sequence[str], scores: str | None) -> None:
         """Take variances of the points, and of what layers return as units of their biases."""
-        layers = self.network.layers
-        outputs = [layer.output.name for layer in layers]
-        wanted = list(dict.fromkeys([*points, *outputs, *([scores] if scores else [])]))
+        outputs = {i: self.network.layers[i].output.name for i in self.network.units}
+        wanted = list(dict.fromkeys([*points, *outputs.values(), *([scores] if scores else [])]))
         sums = {name: np.zeros(3) for name in wanted}
         for rows in self._parts(self.lessons.taught[: self._batch]):
             with torch.no_grad():
@@ -76,8 +75,8 @@ class Teaching:
                 sums[name] += x.numel(), float(x.sum()), float(x.square().sum())
         found = {name: _variance(*total) for name, total in sums.items()}
         self._variances = {name: found[name] for name in points if found[name]}
-        for i in self.network.units:
-            self.network.units[i] = found[outputs[i]] ** 0.5
+        for i, name in outputs.items():
+            self.network.units[i] = found[name] ** 0.5
         shape = floats[scores].shape if scores in floats else ()
         self._scores = scores if len(shape) == 2 and shape[1] > 1 else None
         compared = [*self._variances, *([self._scores] if self._scores else [])]

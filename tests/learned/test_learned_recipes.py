@@ -5,9 +5,10 @@ from importlib import resources
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, reject, settings
 
 import onnxq
-from onnxq.errors import PassError
+from onnxq.errors import OnnxqError, PassError
 from onnxq.model import from_proto, load
 from onnxq.passes.distill import Distill
 from onnxq.passes.insert_qdq import InsertQdq
@@ -16,7 +17,9 @@ from onnxq.recipes import NAMED, Recipe, build
 from onnxq.runtime import Session
 from tests.graphs import build as graph
 from tests.graphs import feeds
+from tests.graphs import run as ort_run
 from tests.learned.plans import assert_same_as_written, written
+from tests.test_random_graphs import CASES, FIXED
 
 torch = pytest.importorskip("torch")
 from onnxq.learned.network import QuantizedNetwork  # noqa: E402
@@ -214,3 +217,38 @@ def test_a_model_of_fixed_batches_and_two_inputs_is_trained(tmp_path, name):
     )
     assert len(report.outcomes[TRAINED[name]].edits) == 3
     onnx.checker.check_model(from_proto(onnx.load(tmp_path / "q.onnx")).to_proto())
+
+
+# -- whatever the network ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaround", "brecq", "best"])
+@given(**CASES)
+@settings(FIXED, max_examples=150)
+def test_random_networks_are_trained(
+    tmp_path_factory, name, net, weights, act_bits, kept, attention, group
+):
+    proto, shape = net
+    folder, rng = tmp_path_factory.mktemp("graph"), np.random.default_rng(0)
+    data = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(11)]
+    try:
+        ort_run(proto, data[0])
+    except RuntimeError:
+        reject()
+    onnx.save(proto, folder / "model.onnx")
+    levels, bits = weights
+    flags = {"levels": levels, "bits": bits, "act_bits": act_bits, "attention": attention}
+    chosen = recipe(name, **flags)
+    try:
+        report = onnxq.convert(
+            folder / "model.onnx", folder / "q.onnx", recipe=chosen, calib=data, verify=False
+        )
+    except PassError:
+        raise
+    except OnnxqError:
+        reject()
+    outcome = report.outcomes[TRAINED[name]]
+    assert not any("nan" in remark.what.split() for remark in outcome.remarks)
+    places = [entry.where for entry in (*outcome.edits, *outcome.skips)]
+    assert len(places) == len(set(places))

@@ -27,10 +27,13 @@ NETS = {
     "attention": """q = MatMul(x, ma) k = MatMul(x, mb) z = Transpose<perm=[0,1,3,2]>(k)
         s = MatMul(q, z) p = Softmax<axis=-1>(s) v = MatMul(x, mc) o = MatMul(p, v) u = Add(o, x)
         g = GlobalAveragePool(u) h = Flatten(g) y = Gemm(h, md)""",
+    "weight on the left": """s = MatMul(ml, x) p = Relu(s) q = MatMul(p, ma)
+        g = GlobalAveragePool(q) h = Flatten(g) y = Gemm(h, md)""",
 }
 SHAPES = {
     "wa": (4, 3, 3, 3), "b": (4,), "wb": (4, 4, 3, 3), "wc": (4, 4, 3, 3), "wd": (4, 5),
     "we": (4, 4, 1, 1), "wf": (4, 11, 1, 1), "ma": (5, 5), "mb": (5, 5), "mc": (5, 5), "md": (3, 5),
+    "ml": (6, 6),
 }  # fmt: skip
 COUNT = 22
 
@@ -41,7 +44,7 @@ def samples(count=COUNT):
 
 def plan_of(folder, kind, size="N", **flags):
     text = NETS[kind]
-    used = {name: shape for name, shape in SHAPES.items() if f", {name}" in text}
+    used = {n: shape for n, shape in SHAPES.items() if f", {n}" in text or f"({n}," in text}
     proto = build(
         f"(float[{size},3,6,5] x) => (float[{size},5] y) {{ {text} }}", imports=MICROSOFT, **used
     )
@@ -110,7 +113,8 @@ def test_what_is_held_is_what_a_whole_run_gives(tmp_path, kind, size, batch, uni
                     weight.latent.add_(0.3)
             seen += unit.layers
     # A block that is a part of two is in none.
-    assert set(seen) >= {"Gemm_y", "MatMul_q" if kind == "attention" else "Conv_s"}
+    first = {"attention": "MatMul_q", "weight on the left": "MatMul_s"}.get(kind, "Conv_s")
+    assert set(seen) >= {first, "Gemm_y"}
     assert len(seen) == len(set(seen))
 
 

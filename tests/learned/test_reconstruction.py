@@ -69,6 +69,8 @@ UNITS = {
     ("dense", "brecq"): 3,
     ("attention", "adaround"): 4,
     ("attention", "brecq"): 2,
+    ("weight on the left", "adaround"): 3,
+    ("weight on the left", "brecq"): 3,
 }
 
 
