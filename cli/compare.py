@@ -28,7 +28,7 @@ from onnxq.errors import Interrupted, UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.numerics.metrics import wilson_interval
 from onnxq.plot import plot
-from onnxq.recipes import NAMED, ActBits
+from onnxq.recipes import UNTRAINED, ActBits
 from onnxq.report import human
 from onnxq.runtime import cpu_note, version
 
@@ -59,9 +59,9 @@ def _svg(context: Any, option: Any, path: Path | None) -> Path | None:
 @click.option(
     "--recipes",
     type=several(str),
-    default=",".join(NAMED),
+    default=",".join(UNTRAINED),
     metavar="NAME,...",
-    help="Recipes  [default: all of onnxq recipes].",
+    help="Recipes  [default: all that do not train].",
 )
 @click.option(
     "--bits",

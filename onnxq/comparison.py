@@ -20,7 +20,7 @@ from onnxq.errors import OnnxqError, UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.preprocess import Preprocess
 from onnxq.progress import Progress, silent
-from onnxq.recipes import NAMED, ActBits, Recipe, plan
+from onnxq.recipes import UNTRAINED, ActBits, Recipe, plan
 from onnxq.runtime import version
 from onnxq.workbench import Workbench
 
@@ -151,7 +151,7 @@ def compare_recipes(
     *,
     calib: Data,
     data: Data,
-    recipes: Sequence[str] = tuple(NAMED),
+    recipes: Sequence[str] = UNTRAINED,
     bits: Sequence[int] = (8, 4),
     act_bits: Sequence[ActBits] = (8,),
     calib_size: int = 256,
@@ -170,7 +170,7 @@ def compare_recipes(
         calib: See ``convert``; likewise the following.
         data: Judges all files; best images that nothing else was chosen on. Labels make agreement
             accuracy.
-        recipes: Names of ``recipes.NAMED``.
+        recipes: Names of ``recipes.NAMED``; by default those of recipes that do not train.
         bits: Of the weights.
         act_bits: Of the activations.
         calib_size: Samples drawn from ``calib``.

@@ -43,7 +43,7 @@ from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.search_sigma import SearchSigma
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
-from onnxq.pipeline import REGISTRY, Pass
+from onnxq.pipeline import REGISTRY, LearnedPass, Pass
 from onnxq.preprocess import explain
 from onnxq.storage import OLDEST, OPSET, needed_opset
 
@@ -352,6 +352,12 @@ NAMED: dict[str, tuple[str, Named]] = {
         },
     ),
 }
+# Those that take seconds: they do not train.
+UNTRAINED = tuple(
+    name
+    for name, (_, changes) in NAMED.items()
+    if not any(isinstance(step, LearnedPass) for step in changes.get("after", ()))
+)
 # The recipe of each quality, and that of conversions without data.
 QUALITIES = {"fast": "mse", "balanced": "balanced", "best": "best"}
 UNCALIBRATED = "data-free"

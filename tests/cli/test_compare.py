@@ -8,8 +8,7 @@ import pytest
 
 from onnxq import workbench
 from onnxq.errors import UnsupportedModel
-from onnxq.pipeline import LearnedPass
-from onnxq.recipes import NAMED
+from onnxq.recipes import NAMED, UNTRAINED
 from onnxq.workbench import Workbench
 
 COMPARE = ("compare", "model.onnx", "--calib", "calib.npz", "--data", "val.npz")
@@ -47,17 +46,21 @@ def test_table_csv_json_and_plot_hold_the_same_figures(here, onnxq):
     assert len(marks) == 8
 
 
-def test_by_default_all_recipes_are_compared_at_8_and_4_bits(here, onnxq, monkeypatch):
-    for name, (text, changes) in NAMED.items():
-        steps = tuple(
-            step.model_copy(update={"steps": 2}) if isinstance(step, LearnedPass) else step
-            for step in changes.get("after", ())
-        )
-        monkeypatch.setitem(NAMED, name, (text, changes | {"after": steps}))
+def test_by_default_all_recipes_that_do_not_train_are_compared_at_8_and_4_bits(here, onnxq):
     result = onnxq(*COMPARE, "--csv", "t.csv")
     assert result.exit_code == 0
     found = [(r["bits"], r["act_bits"], r["recipe"]) for r in rows(here / "t.csv")]
-    assert found == [(bits, "8", name) for bits in ("8", "4") for name in NAMED]
+    assert found == [(bits, "8", name) for bits in ("8", "4") for name in UNTRAINED]
+    assert set(NAMED) - set(UNTRAINED) == {"oaq-ft", "bft", "adaround", "brecq", "distill", "best"}
+
+
+def test_without_torch_a_recipe_that_trains_fails_and_the_others_go_on(here, onnxq, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = onnxq(*COMPARE, "--recipes", "best,mse", "--bits", "8", "--csv", "t.csv")
+    assert result.exit_code == 2
+    trained, other = rows(here / "t.csv")
+    assert "pip install 'onnxq[torch]'" in "".join(trained.values())
+    assert other["top1"]
 
 
 def test_without_labels_the_table_has_no_accuracy(here, onnxq):
