@@ -29,12 +29,12 @@ class Distill(LearnedPass):
 
     name: ClassVar[str] = "distill"
 
-    steps: int = Field(600, ge=1)
+    steps: int = Field(360, ge=1)
     batch: int = Field(64, ge=1)
     weights: float = Field(1e-2, ge=0)
     scales: float = Field(1e-3, ge=0)
-    biases: float = Field(2e-3, ge=0)
-    ranges: float = Field(2e-3, ge=0)
+    biases: float = Field(1.5e-3, ge=0)
+    ranges: float = Field(1e-3, ge=0)
     mix: float = Field(0.5, ge=0, le=0.5)
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
