@@ -24,9 +24,9 @@ def install(session, group, package="."):
 
 @nox.session
 def tests(session):
-    """All tests, the slow ones included; arguments after -- go to pytest."""
+    """All tests, the slow ones included, on all cores; arguments after -- go to pytest."""
     install(session, "tests", ".[torch]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
