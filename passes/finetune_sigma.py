@@ -25,7 +25,7 @@ class FinetuneSigma(LearnedPass):
 
     steps: int = Field(300, ge=1)
     batch: int = Field(64, ge=1)
-    rate: float = Field(1e-3, gt=0)
+    rate: float = Field(5e-3, gt=0)
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
         """Train the scales."""
