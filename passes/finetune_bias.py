@@ -22,7 +22,7 @@ class FinetuneBias(LearnedPass):
 
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1)
-    rate: float = Field(1e-3, gt=0)
+    rate: float = Field(5e-3, gt=0)
 
     def learn(self, model: Model, reference: Model, lessons: Lessons) -> Outcome:
         """Train the biases."""
