@@ -26,7 +26,8 @@ def install(session, group, package="."):
 def tests(session):
     """All tests, the slow ones included, on all cores; arguments after -- go to pytest."""
     install(session, "tests", ".[torch]")
-    session.run("pytest", "-n", "auto", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    parallel = "-n", "auto", "--dist", "worksteal"
+    session.run("pytest", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -19,7 +19,7 @@ from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedMod
 from onnxq.model import from_proto
 from onnxq.numerics.observe import MinMax
 from onnxq.preprocess import PRESETS, Preprocess
-from onnxq.recipes import NAMED, plan
+from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import Session
 from onnxq.workbench import Memo, SharedCalibration, Workbench
 from tests.graphs import build
@@ -78,7 +78,7 @@ def row(recipe="vanilla", bits=4, act_bits=8, **figures):
 def test_every_file_is_the_one_that_convert_writes(digits, tmp_path, calib, grid):
     preprocess = GRAY if calib == "images" else None
     shared = bench(digits["source"], tmp_path / calib, digits["data"], 16, preprocess)
-    for name in NAMED:
+    for name in UNTRAINED:
         for bits, act_bits in grid:
             widths = {"bits": bits, "act_bits": act_bits}
             shared.convert(plan(name, **widths, calibrated=True), tmp_path / "shared.onnx")
@@ -89,6 +89,16 @@ def test_every_file_is_the_one_that_convert_writes(digits, tmp_path, calib, grid
             files = [(tmp_path / f"{kind}.onnx").read_bytes() for kind in ("shared", "alone")]
             assert files[0] == files[1], (name, widths)
             (tmp_path / "shared.onnx").unlink()
+
+
+def test_a_file_that_was_trained_is_the_one_that_convert_writes(digits, tmp_path):
+    pytest.importorskip("torch")
+    calib, files = tmp_path / "calib.npz", [tmp_path / "shared.onnx", tmp_path / "alone.onnx"]
+    shared = bench(digits["source"], calib, digits["data"], 16, None)
+    shared.convert(plan("bft", bits=4, calibrated=True), files[0])
+    options = {"recipe": "bft", "bits": 4, "calib": calib, "calib_size": 16}
+    onnxq.convert(digits["source"], files[1], **options)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_recipes_of_other_exact_passes_share_no_model(tmp_path):
@@ -159,7 +169,7 @@ def test_what_is_no_classifier_is_judged_by_sqnr(tmp_path):
     x = np.random.default_rng(0).standard_normal((16, 1, 3, 7, 7)).astype(np.float32)
     calib, data = ([{"x": one} for one in part] for part in (x[:8], x[8:]))
     sweep = compare_recipes(tmp_path / "m.onnx", calib=calib, data=data)
-    assert [r.error for r in sweep.rows] == [None] * 2 * len(NAMED)
+    assert [r.error for r in sweep.rows] == [None] * 2 * len(UNTRAINED)
     assert {r.agreement for r in sweep.rows} == {None}
     assert all(r.score == r.sqnr > 10 for r in sweep.rows)
     assert {r.samples for r in sweep.rows} == {8}
@@ -190,7 +200,7 @@ def test_images_are_read_and_the_float_model_is_run_once_for_all_rows(
     monkeypatch.setattr(Session, "run", counting_run)
     monkeypatch.setattr(Calibration, "collect", counting_collect)
     images = {"calib": tmp_path / "images", "preprocess": GRAY, "act_bits": (8, 4)}
-    alike = tuple(name for name in NAMED if name != "dfq")  # it calibrates another float model
+    alike = tuple(name for name in UNTRAINED if name != "dfq")  # it calibrates another float model
     sweep = compare_recipes(**digits | images | {"bits": (8, 4), "recipes": alike})
     assert [r.error for r in sweep.rows] == [None] * 4 * len(alike)
     assert len(opened) == 40
