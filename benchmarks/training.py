@@ -19,7 +19,7 @@ from onnxq.calibration import Calibration
 from onnxq.conversion import prepare
 from onnxq.data import open_samples
 from onnxq.learned.network import QuantizedNetwork
-from onnxq.learned.teaching import Teaching
+from onnxq.learned.teaching import Teaching, channels_last
 from onnxq.lowering import Lowered
 from onnxq.model import load
 from onnxq.pipeline import run
@@ -46,10 +46,7 @@ def main(file: Path, images: Path, bits: int = 4, act_bits: int = 8) -> None:
     points = [block.result for block in blocks(model, set(network.graded))][-2:]
     teaching = Teaching(teacher, network, points, output, lessons, None, BATCH, 0.5)
     weights = [b.requires_grad_() for b in plain.buffers() if b.is_floating_point() and b.ndim > 1]
-    x = {name: torch.from_numpy(v[:BATCH]) for name, v in lessons.feeds.items()}
-    x = {
-        n: v.contiguous(memory_format=torch.channels_last) for n, v in x.items() if v.ndim == 4
-    } or x
+    x = {name: channels_last(torch.from_numpy(v[:BATCH])) for name, v in lessons.feeds.items()}
 
     def step(number: int) -> None:
         network.zero_grad()

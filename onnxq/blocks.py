@@ -46,9 +46,10 @@ def blocks(model: Model, ends: Container[str]) -> list[Block]:
     source: str | None = None
     inside: list[str] = []
     for node, alive in flow(model):
-        if node is not None and node.name in model.weights:
-            # What is computed from constants alone is no part of the flow.
-            inside += [node.name] if any(t.name in alive for t in node.outputs) else []
+        # What is computed from constants alone is no part of the flow.
+        flowing = node is not None and any(t.name in alive for t in node.outputs)
+        if node is not None and flowing and node.name in model.weights:
+            inside.append(node.name)
         if len(alive) != 1:
             continue
         (result,) = alive
@@ -57,11 +58,11 @@ def blocks(model: Model, ends: Container[str]) -> list[Block]:
                 continue
             found.append(Block(source, result, tuple(inside)))
         source, inside = result, []
-    small = {b.layers[0]: b for b in found if len(b.layers) <= MOST_LAYERS}
-    covered = {name for block in small.values() for name in block.layers}
-    alone = {b.layers[0]: b for b in single_layers(model, ends) if b.layers[0] not in covered}
-    order = [name for layer in layers(model) if (name := layer.name) in small | alone]
-    return [(small | alone)[name] for name in order]
+    small = [block for block in found if len(block.layers) <= MOST_LAYERS]
+    covered = {name for block in small for name in block.layers}
+    alone = [block for block in single_layers(model, ends) if block.layers[0] not in covered]
+    first = {block.layers[0]: block for block in (*small, *alone)}
+    return [first[layer.name] for layer in layers(model) if layer.name in first]
 
 
 def single_layers(model: Model, ends: Container[str]) -> list[Block]:

@@ -3,7 +3,6 @@
 from collections.abc import Container
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from onnxq.blocks import blocks
@@ -85,11 +84,8 @@ def distill(
             untrained |= dict.fromkeys(names, "nothing that follows can be compared")
             continue
         done = optimise(label, groups, teaching.loss, teaching.judge, steps, lessons)
-        before = {name: model.weights[name].codes for name in names}
-        network.store(model)
         settled |= set(network.graded)
-        for layer, codes in before.items():
-            moved = float(np.mean(model.weights[layer].codes != codes))
+        for layer, moved in network.store(model).items():
             outcome.edit(layer, f"trained; {moved:.2%} of its codes moved")
             del untrained[layer]
         outcome.remark("model", f"{label}: {done}")

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Container, Mapping, MutableSequence, Sequence
 from typing import cast
 
+import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor, nn
@@ -95,17 +96,24 @@ class QuantizedNetwork(nn.Module):
         """Named tensors on a batch."""
         return self.lowered.run({**self.given(), **feeds}, wanted)
 
-    def store(self, model: Model) -> None:
-        """Write weights, biases and grids into the plan that this was made of."""
+    def store(self, model: Model) -> dict[str, float]:
+        """Write weights, biases and grids into the plan that this was made of.
+
+        Returns the share of codes that moved, by the name of the layer.
+        """
         with torch.no_grad():
             found = self.given()
+        moved: dict[str, float] = {}
         for layer, weight in zip(self.layers, self.weights, strict=True):
-            model.weights[layer.name] = weight.plan()
+            plan = weight.plan()
+            moved[layer.name] = float(np.mean(model.weights[layer.name].codes != plan.codes))
+            model.weights[layer.name] = plan
         for i, name in self.biased.items():
             values = found[name].cpu().numpy()
             self.layers[i].attach_bias(model.constant(name, values))
         for name, grid in zip(self.graded, self.grids, strict=True):
             model.activations[name] = grid.plan()
+        return moved
 
 
 def _simulated(model: Model) -> Model:

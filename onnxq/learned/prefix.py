@@ -80,6 +80,7 @@ class Prefix:
         if unit.source not in self.floats or unit.source not in self.quantized or not found:
             return "what it reads or returns is no row of floats for each sample"
         self.target = found[unit.result]
+        self.floats = self.floats | found
         return None
 
     def portions(self, rows: Ints) -> list[Ints]:

@@ -7,7 +7,6 @@ for every element (Wei et al. 2022, QDrop).
 
 from collections.abc import Callable, Container
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.blocks import Block, nodes_of, single_layers
@@ -68,7 +67,6 @@ def reconstruct(
             untrained |= {layer: NOT_BY_SAMPLE for unit in units_here for layer in unit.layers}
             continue
         prefix = Prefix(model, reference, part, samples, own, batch)
-        before = {layer.name: model.weights[layer.name].codes for layer in prefix.network.layers}
         interrupted = False
         try:
             for number in inside:
@@ -91,10 +89,9 @@ def reconstruct(
                     break
         except KeyboardInterrupt:
             interrupted = True
-        prefix.network.store(model)
-        for layer in [layer for layer in before if layer not in untrained]:
-            moved = float(np.mean(model.weights[layer].codes != before[layer]))
-            outcome.edit(layer, f"{moved:.2%} of its codes moved")
+        for layer, moved in prefix.network.store(model).items():
+            if layer not in untrained:
+                outcome.edit(layer, f"{moved:.2%} of its codes moved")
         if interrupted:
             outcome.remark("model", LEFT_OUT)
             break

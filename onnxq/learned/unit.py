@@ -132,10 +132,7 @@ class UnitTraining:
         return found if np.isfinite(found) else 0.0
 
     def run(self, label: str, steps: int, batch: int) -> Trained:
-        """Train, and leave the unit rounded as its plan is.
-
-        Rounding is decided in the end: no judgement before that ends the training.
-        """
+        """Train, and leave the unit rounded as its plan is."""
         parameters = [p for group in self._groups for p in group.parameters]
         for parameter in parameters:
             parameter.requires_grad_(True)
