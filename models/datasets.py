@@ -46,12 +46,13 @@ class Dataset:
         """Random variants of the images."""
         pixels = shift(some.pixels, self.margin)
         if self.mirrored:
-            chosen = (torch.rand(len(pixels)) < 0.5).view(-1, 1, 1, 1)
+            chosen = (torch.rand(len(pixels), device=pixels.device) < 0.5).view(-1, 1, 1, 1)
             pixels = torch.where(chosen, pixels.flip(3), pixels)
         if not self.painted:
             return Labeled(pixels, some.labels)
         seed = int(torch.randint(2**31, ()))
-        return Labeled(*map(torch.from_numpy, paint(pixels.numpy(), np.random.default_rng(seed))))
+        painted = paint(pixels.cpu().numpy(), np.random.default_rng(seed))
+        return Labeled(*(torch.from_numpy(x).to(pixels.device) for x in painted))
 
     def test_images(self, data: Path) -> Labeled:
         """The images that nothing is chosen on."""
@@ -64,7 +65,9 @@ class Dataset:
     def tensor(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """The network's input, float32; made smaller if ``size``, in pixels, is given."""
         steps = self.preprocess
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (steps.mean, steps.std))
+        mean, std = (
+            torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (steps.mean, steps.std)
+        )
         x = pixels.float() * steps.scale
         if size is not None and size != x.shape[-1]:
             x = interpolate(x, size=(size, size), mode="bilinear", antialias=True)
@@ -75,8 +78,8 @@ def shift(pixels: Tensor, margin: int) -> Tensor:
     """Move each image by up to ``margin`` pixels along both axes, filling with 0."""
     count, _, height, width = pixels.shape
     windows = pad(pixels, (margin,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    dy, dx = torch.randint(2 * margin + 1, (2, count))
-    return windows[torch.arange(count), :, dy, dx]
+    dy, dx = torch.randint(2 * margin + 1, (2, count), device=pixels.device)
+    return windows[torch.arange(count, device=pixels.device), :, dy, dx]
 
 
 def read_folders(data: Path, part: str) -> Labeled:

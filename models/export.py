@@ -158,7 +158,7 @@ def describe(name: str, net: nn.Module, paths: dict[str, Path], data: Path) -> d
             "command": f"python models/train.py {name}",
             "seed": saved["seed"],
             "epochs": saved["epochs"],
-            "torch": torch.__version__,
+            "torch": saved["torch"],
         },
         "exports": files,
     }
