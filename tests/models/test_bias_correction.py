@@ -41,12 +41,12 @@ def test_layers_reached(name):
 
 
 @pytest.mark.skipif(not (SHARED / "data").exists(), reason="the shared images are not here")
-@pytest.mark.parametrize(("per_channel", "gain"), [(True, 0.01), (False, 0.1)])
-def test_a_network_answers_more_often_as_it_did(per_channel, gain):
-    """mobilenetv2 at 4 bits, on images of the CIFAR-10 validation split drawn with seed 0.
+@pytest.mark.parametrize(("bits", "per_channel", "gain"), [(3, True, 0.05), (4, False, 0.1)])
+def test_a_network_answers_more_often_as_it_did(bits, per_channel, gain):
+    """mobilenetv2, on images of the CIFAR-10 validation split drawn with seed 0.
 
-    It gives the float model's answer to 95.0 % of them instead of 93.4 %, and with one scale for a
-    layer to 83.6 % instead of 69.4 %.
+    At 3 bits it gives the float model's answer to 82.0 % of them instead of 72.8 %, and at 4 bits
+    with one scale for a layer to 83.6 % instead of 69.4 %.
     """
     name = "mobilenetv2.unfolded"
     file = zoo.ROOT / f"{name}.onnx"
@@ -64,7 +64,7 @@ def test_a_network_answers_more_often_as_it_did(per_channel, gain):
     truth = answers(model)
     assert len(truth) == COUNT
     plain, corrected = (
-        np.mean(answers(quantized(name, *after, per_channel=per_channel)[0]) == truth)
+        np.mean(answers(quantized(name, *after, bits=bits, per_channel=per_channel)[0]) == truth)
         for after in ((), (CorrectBiasAnalytic(),))
     )
     assert corrected > plain + gain
