@@ -87,9 +87,9 @@ class Step:
     """
 
     def __init__(self, net: nn.Module, recipe: Recipe, device: str) -> None:
-        self.net, self.half = net, recipe.half or device == "cuda"
-        self.recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Batch, Batch]] = {}
         on_gpu = device == "cuda"
+        self.net, self.half = net, recipe.half or on_gpu
+        self.recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Batch, Batch]] = {}
         # What is recorded reads the rate from memory; on a CPU it is a number, in double precision.
         self.memory = torch.zeros((), device=device) if on_gpu else None
         # Biases and what normalizes do not decay.
