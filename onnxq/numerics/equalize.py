@@ -27,7 +27,8 @@ LEAST, LARGEST = 1e-8, 1e8
 def factors(ranges: Floats) -> Floats:
     """The factors s, float64 (n - 1, channels), of n layers in a row.
 
-    A channel that is dead in any layer, or not finite, keeps the factor 1.
+    A channel that is dead in any layer, or not finite, keeps the factor 1. Factors end at LEAST and
+    LARGEST, and ranges that would need others are left not quite equal.
 
     Args:
         ranges: r, not negative, (n, channels), n >= 2.
