@@ -61,7 +61,7 @@ def main(model: Path, calib: Path, data: Path | None) -> None:
                 file = Path(folder) / f"w{bits}a{act_bits}.onnx"
                 report = onnxq.convert(
                     model, file, bits=bits, act_bits=act_bits, calib=calib, calib_size=COUNT,
-                    quality="fast", validate=data,
+                    recipe="mse", validate=data,
                 )  # fmt: skip
                 equal, worst = exactness(file, calib)
                 files.append(file)

@@ -33,7 +33,8 @@ from onnxq.model import load
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
 from onnxq.protos import file_size
-from onnxq.recipes import NAMED, QUALITIES, Recipe, plan
+from onnxq.recipe import Recipe
+from onnxq.recipes import NAMED, QUALITIES, plan
 from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
 from onnxq.storage import OLDEST
@@ -46,8 +47,8 @@ from onnxq.validation import validate as run_validate
 @click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
 @click.option(
     "--quality",
-    type=click.Choice(list(QUALITIES)),
-    help="How much care is taken: a recipe by another name  [default: balanced with --calib].",
+    type=click.Choice(QUALITIES),
+    help="How much care is taken  [default: balanced with --calib].",
 )
 @click.option("--bits", type=click.IntRange(1, 8), help="Of weights  [default: 8, or 4 of levels].")
 @click.option(
@@ -59,9 +60,7 @@ from onnxq.validation import validate as run_validate
 @click.option(
     "--levels",
     type=click.Choice(list(WIDTHS)),
-    default="uniform",
-    show_default=True,
-    help="Of weights.",
+    help="Of weights  [default: kmeans up to 6 bits, uniform beyond and with --oaq].",
 )
 @click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
 @click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")

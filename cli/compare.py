@@ -28,7 +28,8 @@ from onnxq.errors import Interrupted, UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.numerics.metrics import wilson_interval
 from onnxq.plot import plot
-from onnxq.recipes import UNTRAINED, ActBits
+from onnxq.recipe import ActBits
+from onnxq.recipes import UNTRAINED
 from onnxq.report import human
 from onnxq.runtime import cpu_note, version
 

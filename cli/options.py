@@ -15,7 +15,7 @@ from onnxq.errors import UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.progress import Progress as Callback
 from onnxq.progress import silent
-from onnxq.recipes import ActBits
+from onnxq.recipe import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from onnxq.errors import (
 from onnxq.evaluate import Comparison
 from onnxq.model import Model, load
 from onnxq.preprocess import Preprocess
-from onnxq.recipes import Recipe
+from onnxq.recipe import Recipe
 from onnxq.report import Report
 from onnxq.spec import QParams, QuantSpec
 from onnxq.validation import validate

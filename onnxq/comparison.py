@@ -20,7 +20,8 @@ from onnxq.errors import OnnxqError, UsageError
 from onnxq.files import check_writable, replacing
 from onnxq.preprocess import Preprocess
 from onnxq.progress import Progress, silent
-from onnxq.recipes import UNTRAINED, ActBits, Recipe, plan
+from onnxq.recipe import ActBits, Recipe
+from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import version
 from onnxq.workbench import Workbench
 

@@ -20,7 +20,8 @@ from onnxq.pipeline import LearnedPass, Outcome, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
 from onnxq.protos import check_file, file_size
-from onnxq.recipes import ActBits, Recipe, plan
+from onnxq.recipe import ActBits, Recipe
+from onnxq.recipes import plan
 from onnxq.report import Report
 from onnxq.runtime import Feeds, Session, random_feeds
 from onnxq.storage import OLDEST, newest_opset
@@ -42,7 +43,7 @@ def convert(
     quality: str | None = None,
     bits: int | None = None,
     act_bits: ActBits | None = None,
-    levels: str = "uniform",
+    levels: str | None = None,
     oaq: bool = False,
     recipe: Recipe | str | None = None,
     calib: Data | None = None,
@@ -72,7 +73,8 @@ def convert(
             which trains for minutes; by default balanced with calibration data.
         bits: Of the weights; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
-        levels: Of the weights: ``uniform``, or a set of ``numerics.levels``.
+        levels: Of the weights: ``uniform``, or a set of ``numerics.levels``; by default ``kmeans``
+            up to 6 bits, and ``uniform`` beyond, with ``oaq`` and in recipes of other methods.
         oaq: Outlier-aware weight ranges.
         recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces all flags that make
             one.

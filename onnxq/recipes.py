@@ -1,29 +1,17 @@
-"""Recipes: what a conversion does, as a value; by name, from TOML, or made of flags."""
+"""Recipes by name, and those that flags describe."""
 
 import difflib
-import json
-import tomllib
-from pathlib import Path
-from typing import Any, Literal, Self, TypedDict
+from typing import TypedDict
 
-import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
 
-import onnxq.passes  # noqa: F401  (registers the passes)
-from onnxq.errors import InputError, UsageError
+from onnxq.errors import UsageError
+from onnxq.numerics.levels import WIDTHS
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
-from onnxq.passes.correct_variance import CorrectVariance
 from onnxq.passes.distill import Distill
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
@@ -40,14 +28,12 @@ from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
-from onnxq.passes.search_sigma import SearchSigma
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
-from onnxq.pipeline import REGISTRY, LearnedPass, Pass
+from onnxq.pipeline import LearnedPass, Pass
 from onnxq.preprocess import explain
-from onnxq.storage import OLDEST, OPSET, needed_opset
-
-ActBits = int | Literal["float"]
+from onnxq.recipe import ActBits, Recipe
+from onnxq.storage import OLDEST
 
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),
@@ -61,158 +47,6 @@ PREPARATION: tuple[Pass, ...] = (
 # What makes more of a graph run on integers, and would only slow it down in floats.
 EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations())
 
-
-# Lossy passes stand in this order, behind all exact ones; each works on what those before it left.
-ORDER = tuple(
-    kind.name
-    for kind in (
-        AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
-        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, LearnRounding,
-        ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
-    )
-)  # fmt: skip
-
-
-class Recipe(BaseModel):
-    """An ordered tuple of passes and the nodes to leave alone.
-
-    Attributes:
-        passes: Exact passes first, then lossy ones.
-        keep_float: Globs over node names that stay float.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passes: tuple[SerializeAsAny[Pass], ...]
-    keep_float: tuple[str, ...] = ()
-
-    @field_validator("passes", mode="before")
-    @classmethod
-    def _parse(cls, values: Any) -> Any:
-        if not isinstance(values, list | tuple):
-            raise ValueError("a list is wanted, in TOML [[pass]]")
-        return tuple(v if isinstance(v, Pass) else _pass_of(v) for v in values)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [p.name for p in self.passes]
-        if len(set(names)) < len(names):
-            raise ValueError("a pass may stand in a recipe only once")
-        weights = self._weights
-        if self.lossy and weights is None:
-            raise ValueError(f"a recipe that quantizes has the pass {QuantizeWeights.name}")
-        if weights is not None and self.act_bits != "float":
-            if weights.group_size:
-                raise ValueError("group_size needs float activations: --act-bits float")
-            if weights.levels != "uniform" and weights.book == "float":
-                raise ValueError("a float book needs float activations; integer ones need int8")
-        rounding, means = CompensateRounding.name, CorrectBias.name
-        if rounding in names and means not in names[names.index(rounding) :]:
-            raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
-        if self.lossy and names[-1] != InsertQdq.name:
-            raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
-        order = [p.name for p in self.passes if p.exact or p.name in ORDER]
-        wanted = [p.name for p in self.exact] + [name for name in ORDER if name in names]
-        if order != wanted:
-            first = next(b for a, b in zip(order, wanted, strict=True) if a != b)
-            raise ValueError(f"{first} has to stand further to the front: " + ", ".join(wanted))
-        return self
-
-    @property
-    def exact(self) -> tuple[Pass, ...]:
-        """The passes that leave the float function unchanged."""
-        return tuple(p for p in self.passes if p.exact)
-
-    @property
-    def lossy(self) -> tuple[Pass, ...]:
-        """The passes that quantize."""
-        return tuple(p for p in self.passes if not p.exact)
-
-    @property
-    def first_integer(self) -> int:
-        """Where among the lossy passes quantization begins; those before leave a float model."""
-        kinds = [isinstance(p, QuantizeWeights) for p in self.lossy]
-        return kinds.index(True) if True in kinds else len(kinds)
-
-    @property
-    def _weights(self) -> QuantizeWeights | None:
-        return next((p for p in self.passes if isinstance(p, QuantizeWeights)), None)
-
-    @property
-    def bits(self) -> int:
-        """Bits of the weights."""
-        return 32 if self._weights is None else self._weights.bits
-
-    @property
-    def act_bits(self) -> ActBits:
-        """Bits of the activations."""
-        return next((p.bits for p in self.passes if isinstance(p, QuantizeActivations)), "float")
-
-    @property
-    def opset(self) -> int:
-        """The least opset that the quantized model needs."""
-        if self._weights is None:
-            return OPSET
-        uniform = self._weights.levels == "uniform"
-        return needed_opset(self._weights.bits, uniform, self.target_ort)
-
-    @property
-    def target_ort(self) -> str:
-        """The oldest onnxruntime that must read the quantized model."""
-        return next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
-
-    @property
-    def label(self) -> str:
-        """Short form for file names, as in ``w4a8`` or ``w4a8-post``."""
-        levels = "uniform" if self._weights is None else self._weights.levels
-        suffix = "" if levels == "uniform" else f"-{levels}"
-        return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}{suffix}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, the inverse of ``from_dict``."""
-        steps = [{"name": p.name, **p.options()} for p in self.passes]
-        return {"keep_float": list(self.keep_float), "pass": steps}
-
-    def to_toml(self) -> str:
-        """The recipe as a TOML file."""
-        return tomli_w.dumps(self.to_dict())
-
-    def to_json(self) -> str:
-        """The recipe as one line, for a model's metadata."""
-        return json.dumps(self.to_dict(), separators=(",", ":"))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what ``to_dict`` wrote.
-
-        Raises:
-            UsageError: An unknown key or pass (with the nearest known one), or a wrong value.
-        """
-        unknown = [key for key in values if key not in ("pass", "keep_float")]
-        if unknown or "pass" not in values:
-            raise UsageError(
-                f"a recipe has the keys pass and keep_float, not {', '.join(unknown) or 'neither'}"
-            )
-        try:
-            return cls(passes=values["pass"], keep_float=values.get("keep_float", ()))
-        except ValidationError as cause:
-            raise UsageError(f"recipe: {explain(cause)}") from cause
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """Read a TOML file.
-
-        Raises:
-            InputError: The file is missing or not TOML.
-            UsageError: It is not a recipe.
-        """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
-            raise InputError(f"{path}: not a readable TOML file ({cause})") from cause
-        return cls.from_dict(values)
-
-
 # Bits of weights where none are asked for.
 DEFAULT_BITS = {"uniform": 8, "ternary": 2, "binary": 1}
 
@@ -221,7 +55,8 @@ def build(
     *,
     bits: int | None = None,
     act_bits: ActBits = 8,
-    levels: str = "uniform",
+    levels: str | None = None,
+    clusters: bool = False,
     weight_range: str | None = None,
     act_range: str | None = None,
     exact: tuple[Pass, ...] = (),
@@ -240,6 +75,9 @@ def build(
     ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes, and
     ``narrow`` behind all other exact ones, where activations have fewer than 8 bits.
 
+    Levels that are not chosen are uniform or, with ``clusters`` and a width that has them, what the
+    weights cluster to: a symmetric uniform grid leaves one of its 2^b codes unused.
+
     Levels that are not uniform have 4 bits, if no other width is asked for or their only one, and
     a range of the least error (clusters that of the largest weight, ternary and binary weights an
     optimum of their own): the largest weight says little about where levels should end.
@@ -247,6 +85,9 @@ def build(
     Raises:
         UsageError: A width or range that does not exist.
     """
+    if levels is None:
+        low, high = WIDTHS["kmeans"]
+        levels = "kmeans" if clusters and low <= (bits or 8) <= high else "uniform"
     try:
         weights = QuantizeWeights.of(
             {
@@ -276,6 +117,7 @@ def build(
 class Named(TypedDict, total=False):
     """What a named recipe changes about ``build``."""
 
+    clusters: bool
     weight_range: str
     act_range: str
     exact: tuple[Pass, ...]
@@ -294,6 +136,10 @@ NAMED: dict[str, tuple[str, Named]] = {
         "ranges with the least error, for weights and activations",
         {"weight_range": "mse", "act_range": "mse"},
     ),
+    "fast": (
+        "as mse, with weights of up to 6 bits on the levels that they cluster to",
+        {"clusters": True, "weight_range": "mse", "act_range": "mse"},
+    ),
     "oaq": (
         "outlier-aware weight ranges, sigma searched for the least error of the weights",
         {"weight_range": "oaq-mse"},
@@ -307,8 +153,8 @@ NAMED: dict[str, tuple[str, Named]] = {
         {"exact": (Equalize(),), "before": (AbsorbBias(),), "after": (CorrectBias(),)},
     ),
     "data-free": (
-        "as mse, and without data: means restored as batch normalizations tell them",
-        {"weight_range": "mse", "after": (CorrectBiasAnalytic(),)},
+        "as fast, and without data: means restored as batch normalizations tell them",
+        {"clusters": True, "weight_range": "mse", "after": (CorrectBiasAnalytic(),)},
     ),
     "ibc": ("vanilla, then the mean of every channel restored", {"after": (CorrectBias(),)}),
     "gptq": (
@@ -319,8 +165,13 @@ NAMED: dict[str, tuple[str, Named]] = {
         },
     ),
     "balanced": (
-        "weights make up for each other and for the layers before, means restored",
-        {"weight_range": "mse", "act_range": "mse", "after": (CompensateRounding(), CorrectBias())},
+        "as fast, but weights make up for each other and for the layers before, means restored",
+        {
+            "clusters": True,
+            "weight_range": "mse",
+            "act_range": "mse",
+            "after": (CompensateRounding(), CorrectBias()),
+        },
     ),
     "oaq-ft": (
         "as oaq, then every sigma trained at the network's output",
@@ -345,6 +196,7 @@ NAMED: dict[str, tuple[str, Named]] = {
     "best": (
         "balanced, then weights, scales, biases and ranges trained together",
         {
+            "clusters": True,
             "weight_range": "mse",
             "act_range": "mse",
             "narrow": (Equalize(), ForkResiduals()),
@@ -358,8 +210,8 @@ UNTRAINED = tuple(
     for name, (_, changes) in NAMED.items()
     if not any(isinstance(step, LearnedPass) for step in changes.get("after", ()))
 )
-# The recipe of each quality, and that of conversions without data.
-QUALITIES = {"fast": "mse", "balanced": "balanced", "best": "best"}
+# Those that ``convert`` offers as qualities, and that of conversions without data.
+QUALITIES = ("fast", "balanced", "best")
 UNCALIBRATED = "data-free"
 
 
@@ -369,7 +221,7 @@ def plan(
     quality: str | None = None,
     bits: int | None = None,
     act_bits: ActBits | None = None,
-    levels: str = "uniform",
+    levels: str | None = None,
     oaq: bool = False,
     per_tensor: bool = False,
     group_size: int = 0,
@@ -386,7 +238,7 @@ def plan(
         quality: One of ``QUALITIES``.
         bits: Of the weights.
         act_bits: Of the activations.
-        levels: Of the weights.
+        levels: Of the weights; by default what the recipe prefers, and uniform with ``oaq``.
         oaq: Outlier-aware weight ranges.
         per_tensor: One weight scale for a layer.
         group_size: One weight scale for so many input channels.
@@ -401,7 +253,7 @@ def plan(
     """
     if isinstance(recipe, Recipe):
         flags = (quality, bits, act_bits, levels, oaq, per_tensor, group_size, attention)
-        if flags != (None, None, None, "uniform", False, False, 0, False) or (
+        if flags != (None, None, None, None, False, False, 0, False) or (
             (first_last_bits, target_ort) != (8, OLDEST)
         ):
             raise UsageError(
@@ -412,9 +264,7 @@ def plan(
     else:
         if recipe is not None and quality is not None:
             raise UsageError(f"--quality {quality} and --recipe {recipe} both choose a recipe")
-        if quality is not None:
-            recipe = QUALITIES[quality]
-        recipe = recipe or ("balanced" if calibrated else UNCALIBRATED)
+        recipe = recipe or quality or ("balanced" if calibrated else UNCALIBRATED)
         if recipe not in NAMED:
             near = difflib.get_close_matches(recipe, NAMED, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMED)}"
@@ -425,7 +275,7 @@ def plan(
             raise UsageError(f"--oaq has no say over {levels} weights: they have an optimum")
         changes = NAMED[recipe][1].copy()
         if oaq:
-            changes["weight_range"] = "oaq-mse"
+            changes |= {"weight_range": "oaq-mse", "clusters": False}
         width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
         chosen = build(
             bits=bits,
@@ -445,24 +295,3 @@ def plan(
             "float to quantize the weights alone"
         )
     return chosen
-
-
-def _pass_of(values: Any) -> Pass:
-    name = values.get("name") if isinstance(values, dict) else None
-    if not isinstance(name, str):
-        raise ValueError("every pass is a table with a name")
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(REGISTRY)}"
-        raise ValueError(f"there is no pass {name}{hint}")
-    kind = REGISTRY[name]
-    options = {k: v for k, v in values.items() if k != "name"}
-    for key in options:
-        if key not in kind.model_fields:
-            near = difflib.get_close_matches(key, kind.model_fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name} has no option {key}{hint}")
-    try:
-        return kind.of(options)
-    except ValidationError as cause:
-        raise ValueError(f"{name}: {explain(cause)}") from cause

@@ -23,7 +23,7 @@ from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.preprocess import ASSUMED, Preprocess, resolve
 from onnxq.progress import Progress
 from onnxq.protos import file_size
-from onnxq.recipes import Recipe
+from onnxq.recipe import Recipe
 from onnxq.runtime import Feeds, Session, cpu_note, version
 from onnxq.spec import Array
 from onnxq.validation import assumptions

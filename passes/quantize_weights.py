@@ -62,9 +62,11 @@ class QuantizeWeights(Pass):
         """Fill in ``model.weights``."""
         outcome = Outcome()
         spec = weight_spec(self.bits, self.per_channel)
-        if self.levels != "uniform" and self.book == "int8":
+        if self.levels in levels.SETS and self.book == "int8":
             moved = levels.book_rounding(self.levels, self.bits)
             outcome.remark("model", f"its levels lie on an int8 grid, at most {moved:.2%} away")
+        if self.levels == "kmeans":
+            outcome.remark("model", "the levels of each layer are what its weights cluster to")
         for layer in layers(model):
             if (why := model.kept_float.get(layer.name)) is not None:
                 outcome.skip(layer.name, why)

@@ -8,7 +8,8 @@ from onnxq import UsageError
 from onnxq.errors import InputError
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
-from onnxq.recipes import NAMED, ORDER, Recipe, build, plan
+from onnxq.recipe import ORDER, Recipe
+from onnxq.recipes import NAMED, build, plan
 
 
 def rank(name):
@@ -105,7 +106,7 @@ def test_a_recipe_says_what_flags_would():
     [
         ({"calibrated": True}, "balanced"),
         ({"calibrated": True, "quality": "balanced"}, "balanced"),
-        ({"calibrated": True, "quality": "fast"}, "mse"),
+        ({"calibrated": True, "quality": "fast"}, "fast"),
         ({"calibrated": False}, "data-free"),
     ],
 )
@@ -121,12 +122,24 @@ def test_outlier_aware_ranges_are_the_range_stage_of_any_quality():
     assert others[0] == others[1]
 
 
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("bits", [None, 2, 4, 6, 7, 8])
+def test_recipes_that_are_not_of_the_literature_cluster_weights_of_few_bits(name, bits):
+    own = name in ("fast", "data-free", "balanced", "best") and bits in (2, 4, 6)
+    chosen = plan(name, bits=bits, calibrated=True)
+    assert option(chosen, "quantize-weights", "levels") == ("kmeans" if own else "uniform")
+    for flags in ({"oaq": True}, {"levels": "uniform"}):
+        chosen = plan(name, bits=bits, calibrated=True, **flags)
+        assert option(chosen, "quantize-weights", "levels") == "uniform"
+
+
 def test_levels_have_their_own_width_and_range():
     found = {name: plan(levels=name, calibrated=True).label for name in WIDTHS}
     assert found.pop("uniform") == "w8a8"
     assert found.pop("ternary") == "w2a8-ternary"
     assert found.pop("binary") == "w1a8-binary"
-    assert found == {name: f"w4a8-{name}" for name in ("pot", "ipot", "apot", "post", "kmeans")}
+    assert found.pop("kmeans") == "w4a8"
+    assert found == {name: f"w4a8-{name}" for name in ("pot", "ipot", "apot", "post")}
     weights = next(p for p in plan(levels="post").passes if p.name == "quantize-weights")
     assert (weights.range, weights.book) == ("mse", "float")
     with pytest.raises(UsageError, match="bits: apot weights have 2 to 5 bits, not 8"):

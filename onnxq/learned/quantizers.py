@@ -5,8 +5,8 @@
     dx_hat/dx = 1 inside the levels, 0 outside                       (straight-through estimator)
     dx_hat/ds = P(u) - u inside, P(u) outside,  u = x / s            (LSQ, Esser et al. 2020, eq. 3)
 
-A scale is trained as the logarithm of its ratio to what it was, and a weight in steps of that
-scale: one learning rate then means the same in every layer of every network.
+A scale is trained as the logarithm of its ratio to what it was, and a weight in steps from level to
+level: one learning rate then means the same in every layer of every network.
 """
 
 from collections.abc import Callable
@@ -108,11 +108,12 @@ class WeightQuantizer(nn.Module):
             after a compensation of errors, training begins in the middle of every step.
 
     Attributes:
-        latent: In steps of the first scale, of the shape of the codes.
+        latent: In steps of the first scale, or mean ones of a book; of the shape of the codes.
         stretch: Logarithm of the scale, relative to what it was.
     """
 
     origin: Tensor
+    step: Tensor
     book: Tensor | None
 
     def __init__(self, weight: QTensor, source: Floats) -> None:
@@ -120,19 +121,23 @@ class WeightQuantizer(nn.Module):
         params, codes, book = weight.params, weight.codes, weight.book
         self.weight, self.shape = weight, source.shape
         scale = np.array(affine.broadcast(params.scale, codes.ndim, params.axis), np.float32)
+        gap = 1.0
         if book is None:
             self.low, self.high = float(params.spec.qmin), float(params.spec.qmax)
         else:
             self.low, self.high = float(book[0]), float(book[-1])
+            gap = (self.high - self.low) / max(1, len(book) - 1) or 1.0
         self.register_buffer("book", None if book is None else torch.from_numpy(book).float())
         self.register_buffer("origin", torch.from_numpy(scale))
-        middle = torch.from_numpy(np.ascontiguousarray(weight.levels, np.float32))
+        self.register_buffer("step", torch.from_numpy(scale * np.float32(gap)))
+        values = torch.from_numpy(np.ascontiguousarray(weight.levels, np.float32))
+        middle = values / gap
         w = source.reshape(codes.shape)
         if np.array_equal(_rounded(w, weight), codes):
-            begin = torch.from_numpy(np.ascontiguousarray(w / scale, np.float32))
+            begin = torch.from_numpy(np.ascontiguousarray(w, np.float32)) / self.step
             # In float32, what lies next to a border may come to lie beyond it.
-            again = nearest(begin * self.origin / self.origin, self.low, self.high, self.book)
-            self.latent = nn.Parameter(torch.where(again == middle, begin, middle))
+            again = nearest(begin * self.step / self.origin, self.low, self.high, self.book)
+            self.latent = nn.Parameter(torch.where(again == values, begin, middle))
         else:
             self.latent = nn.Parameter(middle)
         self.stretch = nn.Parameter(torch.zeros(scale.shape))
@@ -144,7 +149,7 @@ class WeightQuantizer(nn.Module):
 
     def forward(self) -> Tensor:
         """The weight as the layer sees it."""
-        x = self.latent * self.origin
+        x = self.latent * self.step
         return project(x, self.scale, self.low, self.high, self.book).reshape(self.shape)
 
     def plan(self) -> QTensor:
@@ -152,7 +157,7 @@ class WeightQuantizer(nn.Module):
         params = self.weight.params
         with torch.no_grad():
             scale = self.scale
-            found = nearest(self.latent * self.origin / scale, self.low, self.high, self.book)
+            found = nearest(self.latent * self.step / scale, self.low, self.high, self.book)
         codes = found.cpu().numpy()
         if self.weight.book is not None:
             codes = np.searchsorted(self.weight.book, codes)

@@ -109,12 +109,7 @@ def integer_book(levels: Floats) -> tuple[Ints, Floats]:
 
 
 def book_rounding(name: str, bits: int) -> float:
-    """Largest distance between a level and its place on the int8 grid, relative to the clip.
-
-    Clusters differ from layer to layer: for them it is the largest that can be.
-    """
-    if name not in SETS:
-        return 0.5 / min(GRIDS)
+    """Largest distance between a level and its place on the int8 grid, relative to the clip."""
     book, unit = integer_book(SETS[name](bits))
     return float(np.abs(book * unit - SETS[name](bits)).max())
 

@@ -103,11 +103,12 @@ class OutputMoments:
     def update(self, y: Floats, y_q: Floats, axis: int) -> Self:
         """Fold results of the float and of the quantized layer in, channels at ``axis``.
 
-        The moments about the mean are summed in float32, in portions.
+        The moments about the mean are summed in float32, in portions. A pair of different shapes,
+        where these depend on values, is left out.
         """
         axis %= y.ndim
         shape = (math.prod(y.shape[:axis]), y.shape[axis], math.prod(y.shape[axis + 1 :]))
-        if not y.size:
+        if y.shape != y_q.shape or not y.size:
             return self
         y, y_q = y.reshape(shape), y_q.reshape(shape)
         count = shape[0] * shape[2]

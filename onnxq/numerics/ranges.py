@@ -135,6 +135,7 @@ def activation_aciq(seen: Histogram, spec: QuantSpec) -> Range:
     a Relu makes as many of them as it likes. Both sides: the density's center is the mean.
     """
     x, counts = _occupied(seen)
+    x = x.astype(np.float64)  # whose squares do not underflow
     one_sided = seen.lo >= 0
     if one_sided:
         x, counts = (side[x >= 2 * seen.radius / BINS] for side in (x, counts))

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from onnxq.recipes import Recipe, build
+from onnxq.recipe import Recipe
+from onnxq.recipes import build
 
 torch = pytest.importorskip("torch")
 from onnxq.passes.distill import Distill  # noqa: E402

@@ -13,7 +13,8 @@ from onnxq.model import from_proto, load
 from onnxq.passes.distill import Distill
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.pipeline import LearnedPass
-from onnxq.recipes import NAMED, Recipe, build
+from onnxq.recipe import Recipe
+from onnxq.recipes import NAMED, build
 from onnxq.runtime import Session
 from tests.graphs import build as graph
 from tests.graphs import feeds

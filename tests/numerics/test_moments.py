@@ -74,6 +74,15 @@ def test_of_no_error_and_of_no_signal():
     assert (seen.share, seen.ratio) == (1.0, 0.0)
 
 
+def test_a_pair_of_different_shapes_is_left_out():
+    y, seen = np.ones((4, 2), np.float32), OutputMoments(2)
+    seen.update(y, 2 * y, 1)
+    shift = seen.shift
+    seen.update(y, 3 * y[:3], 1)
+    assert seen.count == 4
+    np.testing.assert_array_equal(seen.shift, shift)
+
+
 def test_of_outputs_with_channels_in_the_middle_seen_by_two():
     y, y_q = rng.standard_normal((2, 6, 3, 4, 5)).astype(np.float32)
     one, two = OutputMoments(3), OutputMoments(3)

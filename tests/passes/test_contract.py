@@ -6,7 +6,8 @@ import pytest
 
 from onnxq.model import from_proto
 from onnxq.pipeline import REGISTRY, run
-from onnxq.recipes import PREPARATION, Recipe
+from onnxq.recipe import Recipe
+from onnxq.recipes import PREPARATION
 from tests.graphs import build, feeds, norm
 from tests.graphs import run as ort_run
 

@@ -6,7 +6,7 @@ import pytest
 from onnxq.errors import UsageError
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_variance import CorrectVariance
-from onnxq.recipes import Recipe
+from onnxq.recipe import Recipe
 from tests.graphs import build
 from tests.passes.layerwise import LAYERS, results, samples, walked
 

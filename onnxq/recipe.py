@@ -1,0 +1,210 @@
+"""A recipe: what a conversion does, as a value, and as TOML."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+import onnxq.passes  # noqa: F401  (registers the passes)
+from onnxq.errors import InputError, UsageError
+from onnxq.passes.absorb_bias import AbsorbBias
+from onnxq.passes.compensate_rounding import CompensateRounding
+from onnxq.passes.correct_bias import CorrectBias
+from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
+from onnxq.passes.correct_variance import CorrectVariance
+from onnxq.passes.distill import Distill
+from onnxq.passes.finetune_bias import FinetuneBias
+from onnxq.passes.finetune_sigma import FinetuneSigma
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.learn_rounding import LearnRounding
+from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.reconstruct_blocks import ReconstructBlocks
+from onnxq.passes.search_sigma import SearchSigma
+from onnxq.pipeline import REGISTRY, Pass
+from onnxq.preprocess import explain
+from onnxq.storage import OLDEST, OPSET, needed_opset
+
+ActBits = int | Literal["float"]
+
+# Lossy passes stand in this order, behind all exact ones; each works on what those before it left.
+ORDER = tuple(
+    kind.name
+    for kind in (
+        AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
+        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, LearnRounding,
+        ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
+    )
+)  # fmt: skip
+
+
+class Recipe(BaseModel):
+    """An ordered tuple of passes and the nodes to leave alone.
+
+    Attributes:
+        passes: Exact passes first, then lossy ones.
+        keep_float: Globs over node names that stay float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passes: tuple[SerializeAsAny[Pass], ...]
+    keep_float: tuple[str, ...] = ()
+
+    @field_validator("passes", mode="before")
+    @classmethod
+    def _parse(cls, values: Any) -> Any:
+        if not isinstance(values, list | tuple):
+            raise ValueError("a list is wanted, in TOML [[pass]]")
+        return tuple(v if isinstance(v, Pass) else _pass_of(v) for v in values)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [p.name for p in self.passes]
+        if len(set(names)) < len(names):
+            raise ValueError("a pass may stand in a recipe only once")
+        weights = self._weights
+        if self.lossy and weights is None:
+            raise ValueError(f"a recipe that quantizes has the pass {QuantizeWeights.name}")
+        if weights is not None and self.act_bits != "float":
+            if weights.group_size:
+                raise ValueError("group_size needs float activations: --act-bits float")
+            if weights.levels != "uniform" and weights.book == "float":
+                raise ValueError("a float book needs float activations; integer ones need int8")
+        rounding, means = CompensateRounding.name, CorrectBias.name
+        if rounding in names and means not in names[names.index(rounding) :]:
+            raise ValueError(f"{rounding} leaves the means to {means}, which has to follow")
+        if self.lossy and names[-1] != InsertQdq.name:
+            raise ValueError(f"a recipe that quantizes ends with {InsertQdq.name}")
+        order = [p.name for p in self.passes if p.exact or p.name in ORDER]
+        wanted = [p.name for p in self.exact] + [name for name in ORDER if name in names]
+        if order != wanted:
+            first = next(b for a, b in zip(order, wanted, strict=True) if a != b)
+            raise ValueError(f"{first} has to stand further to the front: " + ", ".join(wanted))
+        return self
+
+    @property
+    def exact(self) -> tuple[Pass, ...]:
+        """The passes that leave the float function unchanged."""
+        return tuple(p for p in self.passes if p.exact)
+
+    @property
+    def lossy(self) -> tuple[Pass, ...]:
+        """The passes that quantize."""
+        return tuple(p for p in self.passes if not p.exact)
+
+    @property
+    def first_integer(self) -> int:
+        """Where among the lossy passes quantization begins; those before leave a float model."""
+        kinds = [isinstance(p, QuantizeWeights) for p in self.lossy]
+        return kinds.index(True) if True in kinds else len(kinds)
+
+    @property
+    def _weights(self) -> QuantizeWeights | None:
+        return next((p for p in self.passes if isinstance(p, QuantizeWeights)), None)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the weights."""
+        return 32 if self._weights is None else self._weights.bits
+
+    @property
+    def act_bits(self) -> ActBits:
+        """Bits of the activations."""
+        return next((p.bits for p in self.passes if isinstance(p, QuantizeActivations)), "float")
+
+    @property
+    def opset(self) -> int:
+        """The least opset that the quantized model needs."""
+        if self._weights is None:
+            return OPSET
+        uniform = self._weights.levels == "uniform"
+        return needed_opset(self._weights.bits, uniform, self.target_ort)
+
+    @property
+    def target_ort(self) -> str:
+        """The oldest onnxruntime that must read the quantized model."""
+        return next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
+
+    @property
+    def label(self) -> str:
+        """Short form for file names, as in ``w4a8``, or ``w4a8-post`` of special levels."""
+        levels = "uniform" if self._weights is None else self._weights.levels
+        suffix = "" if levels in ("uniform", "kmeans") else f"-{levels}"
+        return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}{suffix}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the inverse of ``from_dict``."""
+        steps = [{"name": p.name, **p.options()} for p in self.passes]
+        return {"keep_float": list(self.keep_float), "pass": steps}
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file."""
+        return tomli_w.dumps(self.to_dict())
+
+    def to_json(self) -> str:
+        """The recipe as one line, for a model's metadata."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            UsageError: An unknown key or pass (with the nearest known one), or a wrong value.
+        """
+        unknown = [key for key in values if key not in ("pass", "keep_float")]
+        if unknown or "pass" not in values:
+            raise UsageError(
+                f"a recipe has the keys pass and keep_float, not {', '.join(unknown) or 'neither'}"
+            )
+        try:
+            return cls(passes=values["pass"], keep_float=values.get("keep_float", ()))
+        except ValidationError as cause:
+            raise UsageError(f"recipe: {explain(cause)}") from cause
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Read a TOML file.
+
+        Raises:
+            InputError: The file is missing or not TOML.
+            UsageError: It is not a recipe.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+            raise InputError(f"{path}: not a readable TOML file ({cause})") from cause
+        return cls.from_dict(values)
+
+
+def _pass_of(values: Any) -> Pass:
+    name = values.get("name") if isinstance(values, dict) else None
+    if not isinstance(name, str):
+        raise ValueError("every pass is a table with a name")
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(REGISTRY)}"
+        raise ValueError(f"there is no pass {name}{hint}")
+    kind = REGISTRY[name]
+    options = {k: v for k, v in values.items() if k != "name"}
+    for key in options:
+        if key not in kind.model_fields:
+            near = difflib.get_close_matches(key, kind.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} has no option {key}{hint}")
+    try:
+        return kind.of(options)
+    except ValidationError as cause:
+        raise ValueError(f"{name}: {explain(cause)}") from cause
