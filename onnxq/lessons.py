@@ -66,6 +66,12 @@ class Lessons:
         """As many samples as have to run together, or two."""
         return self.rows(np.arange(self.fixed or 2) % self.count)
 
+    def portions(self, chosen: Ints, size: int) -> list[Ints]:
+        """Rows that run together, at most ``size``; of a fixed number, the last are filled up."""
+        size = self.fixed or size
+        found = np.split(chosen, range(size, len(chosen), size))
+        return [np.resize(piece, self.fixed or len(piece)) for piece in found]
+
     def rows(self, chosen: Ints) -> dict[str, Array]:
         """Some of the samples."""
         return {name: x[chosen] for name, x in self.feeds.items()}

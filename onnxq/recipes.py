@@ -200,7 +200,7 @@ NAMED: dict[str, tuple[str, Named]] = {
             "weight_range": "mse",
             "act_range": "mse",
             "narrow": (Equalize(), ForkResiduals()),
-            "after": (CompensateRounding(), CorrectBias(), Distill()),
+            "after": (CompensateRounding(), CorrectBias(), Distill(weights=2e-3)),
         },
     ),
 }

@@ -190,3 +190,16 @@ def test_a_pass_that_trains_needs_data(idle):
     model = from_proto(model_of())
     with pytest.raises(CalibrationError, match="idle needs calibration data: give --calib"):
         pipeline.run(model, [QuantizeWeights(), idle], None)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "wanted"),
+    [
+        (None, [[3, 1, 4, 1, 5], [9, 2]]),
+        (4, [[3, 1, 4, 1], [5, 9, 2, 5]]),
+        (2, [[3, 1], [4, 1], [5, 9], [2, 2]]),
+    ],
+)
+def test_rows_run_in_portions(fixed, wanted):
+    found = lessons(10, fixed).portions(np.array([3, 1, 4, 1, 5, 9, 2]), 5)
+    assert [rows.tolist() for rows in found] == wanted

@@ -32,6 +32,7 @@ class Prefix:
 
     Attributes:
         lessons: The samples, and the rest.
+        size: Samples that run together, unless their number is fixed.
         device: Where is computed; what is held lies in the memory of the CPU.
         teacher: The float network.
         network: The quantized one, frozen.
@@ -53,7 +54,7 @@ class Prefix:
         nodes = part.nodes & {node.name for node in reference.graph.nodes}
         self.teacher = Lowered(reference, nodes).to(self.device)
         self.network = QuantizedNetwork(model, part.nodes).to(self.device).requires_grad_(False)
-        self.lessons, self._size = samples, samples.fixed or size
+        self.lessons, self.size = samples, size
         self._inputs = tuple(
             {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feeds.items()}
             for feeds in (samples.feeds, samples.feeds if own is None else own)
@@ -83,11 +84,6 @@ class Prefix:
         self.floats = self.floats | found
         return None
 
-    def portions(self, rows: Ints) -> list[Ints]:
-        """Rows that run together; a fixed number of them, of which the last are filled up."""
-        found = np.split(rows, range(self._size, len(rows), self._size))
-        return [np.resize(piece, self.lessons.fixed or len(piece)) for piece in found]
-
     def rows(self, x: Tensor, rows: Ints) -> Tensor:
         """Some samples of a tensor that is held, to compute with."""
         return channels_last(x[torch.from_numpy(rows)].to(self.device))
@@ -98,7 +94,7 @@ class Prefix:
         """Tensors on all samples, of those that have a row of floats for each."""
         count = self.lessons.count
         found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        for rows in self.portions(np.arange(count)):
+        for rows in self.lessons.portions(np.arange(count), self.size):
             feeds = {name: self.rows(x, rows) for name, x in {**inputs, **held}.items()}
             for name, x in network.run({**own, **feeds}, wanted).items():
                 if x.is_floating_point() and x.ndim and len(x) == len(rows):

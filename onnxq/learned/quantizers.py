@@ -129,7 +129,7 @@ class WeightQuantizer(nn.Module):
             gap = (self.high - self.low) / max(1, len(book) - 1) or 1.0
         self.register_buffer("book", None if book is None else torch.from_numpy(book).float())
         self.register_buffer("origin", torch.from_numpy(scale))
-        self.register_buffer("step", torch.from_numpy(scale * np.float32(gap)))
+        self.register_buffer("step", self.origin * gap)
         values = torch.from_numpy(np.ascontiguousarray(weight.levels, np.float32))
         middle = values / gap
         w = source.reshape(codes.shape)

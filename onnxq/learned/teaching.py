@@ -59,7 +59,7 @@ class Teaching:
         self.lessons, self.own, self.mix = lessons, own, mix
         self._batch = min(batch, len(lessons.taught))
         sample = sum(x[0].size for x in lessons.feeds.values())
-        self._part = lessons.fixed or max(1, min(self._batch, ELEMENTS // sample))
+        self._size = max(1, min(self._batch, ELEMENTS // sample))
         self._measure(points, scores)
 
     def _measure(self, points: Sequence[str], scores: str | None) -> None:
@@ -67,7 +67,7 @@ class Teaching:
         outputs = {i: self.network.layers[i].output.name for i in self.network.units}
         wanted = list(dict.fromkeys([*points, *outputs.values(), *([scores] if scores else [])]))
         sums = {name: np.zeros(3) for name in wanted}
-        for rows in self._parts(self.lessons.taught[: self._batch]):
+        for rows in self.lessons.portions(self.lessons.taught[: self._batch], self._size):
             with torch.no_grad():
                 seen = self.teacher.run(self._feeds(rows)[0], wanted)
             floats = {n: x.double() for n, x in seen.items() if x.is_floating_point()}
@@ -91,7 +91,7 @@ class Teaching:
         """The loss of a step, in parts that are small enough for the memory."""
         rng = np.random.default_rng((self.lessons.seed, step))
         taught = self.lessons.taught
-        drawn = self._parts(rng.choice(taught, self._batch, replace=False))
+        drawn = self.lessons.portions(rng.choice(taught, self._batch, replace=False), self._size)
         total = sum(map(len, drawn))
         for rows in drawn:
             feeds, own = self._feeds(rows)
@@ -101,9 +101,10 @@ class Teaching:
 
     def judge(self) -> float:
         """The loss on the samples held out, as they are and, images, mirrored."""
-        held, total = self.lessons.held, 0.0
-        for i, rows in enumerate(self._parts(held)):
-            count = min(len(rows), len(held) - i * self._part)
+        held, total, left = self.lessons.held, 0.0, len(self.lessons.held)
+        for rows in self.lessons.portions(held, self._size):
+            count = min(len(rows), left)
+            left -= count
             given, own = self._feeds(rows)
             seen = [(given, own)]
             if self._augments:
@@ -121,12 +122,6 @@ class Teaching:
         assert self.lessons.images is not None
         x = feeds[self.lessons.images]
         return feeds | {self.lessons.images: channels_last(x.flip(3))}
-
-    def _parts(self, rows: Ints) -> list[Ints]:
-        """Rows that run together; of a fixed number, the last are filled up with the first."""
-        if self.lessons.fixed:
-            rows = np.resize(rows, -(-len(rows) // self._part) * self._part)
-        return np.split(rows, range(self._part, len(rows), self._part))
 
     def _loss(self, feeds: Tensors, own: Tensors, count: int | None = None) -> Tensor:
         """The loss on a batch, or on the first samples of it, where results tell them apart."""

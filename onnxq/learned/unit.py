@@ -124,12 +124,15 @@ class UnitTraining:
     def _spread(self, name: str) -> float:
         """Standard deviation of a tensor in the float network; 0 if it has none."""
         source, seen = self.unit.source, []
-        for rows in self.prefix.portions(self._lessons.taught[:SPREAD]):
+        for rows in self._portions(self._lessons.taught[:SPREAD]):
             x = self.prefix.rows(self.prefix.floats[source], rows)
             with torch.no_grad():
                 seen.append(self.prefix.teacher.run({source: x}, [name])[name].flatten())
         found = float(torch.cat(seen).std(correction=0))
         return found if np.isfinite(found) else 0.0
+
+    def _portions(self, rows: Ints) -> list[Ints]:
+        return self._lessons.portions(rows, self.prefix.size)
 
     def run(self, label: str, steps: int, batch: int) -> Trained:
         """Train, and leave the unit rounded as its plan is."""
@@ -166,7 +169,7 @@ class UnitTraining:
         if (beta := sharpness((step + 1) / steps)) is not None:
             for soft in self.rounding:
                 soft.decide(beta, PRICE)
-        portions = self.prefix.portions(drawn)
+        portions = self._portions(drawn)
         for rows in portions:
             yield self._error(rows) * (len(rows) / sum(map(len, portions)))
 
@@ -175,7 +178,7 @@ class UnitTraining:
         self._soften(False)
         self._drop.rng = None
         held, total, left = self._lessons.held, 0.0, len(self._lessons.held)
-        for rows in self.prefix.portions(held):
+        for rows in self._portions(held):
             count = min(len(rows), left)
             with torch.no_grad():
                 total += count * float(self._error(rows, count))

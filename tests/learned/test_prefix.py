@@ -131,22 +131,6 @@ def test_what_the_network_reads_is_quantized_and_the_teacher_is_not(tmp_path):
         assert 0 < (x - y).abs().max() < y.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("fixed", "wanted"),
-    [
-        (None, [[3, 1, 4, 1, 5], [9, 2]]),
-        (4, [[3, 1, 4, 1], [5, 9, 2, 5]]),
-        (2, [[3, 1], [4, 1], [5, 9], [2, 2]]),
-    ],
-)
-def test_rows_run_in_portions(tmp_path, fixed, wanted):
-    reference, model = plan_of(tmp_path, "residual")
-    part = parts(model, {})[0]
-    prefix = Prefix(model, reference, part, lessons(samples(), fixed=fixed), None, 5)
-    found = prefix.portions(np.array([3, 1, 4, 1, 5, 9, 2]))
-    assert [rows.tolist() for rows in found] == wanted
-
-
 def test_a_unit_that_reads_no_row_for_each_sample_says_so(tmp_path):
     text = """(float[N,6] x) => (float[N,2] y) {
         a = Gemm(x, w) t = Transpose<perm=[1,0]>(a) c = MatMul(k, t)

@@ -126,7 +126,7 @@ def test_training_begins_with_the_float_weight_where_that_is_what_was_rounded(
     w = weight(seed, coarse)
     plan = quantized(w, *kind, axis, group, integer)
     found = WeightQuantizer(plan, w)
-    latent = (found.latent * found.origin).detach().numpy()
+    latent = (found.latent * found.step).detach().numpy()
     np.testing.assert_allclose(latent, w.reshape(latent.shape), rtol=1e-6)
 
 
@@ -143,7 +143,8 @@ def test_a_compensated_weight_begins_in_the_middle_of_its_steps_and_is_given_bac
     assume(not np.array_equal(codes, plan.codes))
     moved = QTensor(codes, plan.params, plan.book)
     found = WeightQuantizer(moved, w)
-    np.testing.assert_array_equal(found.latent.detach().numpy(), moved.levels.astype(np.float32))
+    middle = (found.latent * found.step / found.origin).detach().numpy()
+    np.testing.assert_allclose(middle, moved.levels, rtol=1e-6)
     with torch.no_grad():
         np.testing.assert_array_equal(found().numpy(), affine.values(moved).reshape(w.shape))
     equal(found.plan(), moved)
@@ -204,17 +205,18 @@ def test_the_gradients_of_a_weight_are_those_of_lsq(kind, axis):
     params = replace(plan.params, scale=np.float32(0.6) * plan.params.scale)
     u = w.astype(np.float64) / scale
     if plan.book is None:
-        codes = affine.quantize(w, params)
+        codes, step = affine.quantize(w, params), 1.0
         rounded, low, high = codes, params.spec.qmin, params.spec.qmax
     else:
         codes = sets.nearest(u, plan.book.astype(np.float64))
         rounded, low, high = plan.book[codes], plan.book[0], plan.book[-1]
+        step = np.diff(plan.book.astype(np.float64)).mean()
     found = WeightQuantizer(QTensor(codes, params, plan.book), w)
     g = np.random.default_rng(1).standard_normal(w.shape)
     (torch.from_numpy(g) * found()).sum().backward()
     dx, ds = slopes(u, low, high, rounded.astype(np.float64))
-    # A latent is in steps: w = s_0 latent.
-    np.testing.assert_allclose(found.latent.grad.numpy(), g * dx * scale, rtol=1e-5)
+    # A latent is in steps between levels: w = s_0 step latent.
+    np.testing.assert_allclose(found.latent.grad.numpy(), g * dx * scale * step, rtol=1e-5)
     axes = affine.reduce_axes(3, axis)
     expected = (g * ds * scale).sum(axis=axes)
     np.testing.assert_allclose(
