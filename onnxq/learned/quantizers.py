@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from onnxq.numerics import affine, levels
 from onnxq.spec import Array, Floats, QParams, QTensor
 
+# The outermost levels themselves, in steps, are inside.
+EDGE = 1e-4
+
 
 class _Project(torch.autograd.Function):
     """(x, s) -> s P(x / s)."""
@@ -28,21 +31,31 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, book: Tensor | None
     ) -> Tensor:
-        rounded = nearest(torch.div(x, scale), low, high, book)
-        ctx.save_for_backward(x, scale, rounded)
+        found = nearest(torch.div(x, scale), low, high, book).mul_(scale)
+        # What comes out is kept in any case, for the layer that reads it.
+        ctx.save_for_backward(x, scale, found)
         ctx.ends = low, high
-        return rounded * scale
+        return found
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, rounded = ctx.saved_tensors
+        x, scale, found = ctx.saved_tensors
         u = torch.div(x, scale)
         low, high = ctx.ends
-        passed = g * ((u >= low) & (u <= high))
+        passed = torch.ops.aten.hardtanh_backward(g, u, low - EDGE, high + EDGE)
         slope = None
         if ctx.needs_input_grad[1]:
-            slope = torch.addcmul(g * rounded, passed, u, value=-1).sum_to_size(scale.shape)
+            slope = _inner(g, found, scale) / scale - _inner(passed, u, scale)
         return passed, slope, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """The sum of a b over all that has one scale; a product of vectors where that is everything."""
+    if scale.numel() > 1:
+        return (a * b).sum_to_size(scale.shape)
+    if a.ndim == 4:  # the order in which images lie in memory
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(scale.shape)
 
 
 def project(
