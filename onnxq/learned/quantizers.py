@@ -147,7 +147,7 @@ class WeightQuantizer(nn.Module):
         middle = values / gap
         w = source.reshape(codes.shape)
         if np.array_equal(_rounded(w, weight), codes):
-            begin = torch.from_numpy(np.ascontiguousarray(w, np.float32)) / self.step
+            begin = torch.from_numpy(np.array(w, np.float32, order="C")) / self.step
             # In float32, what lies next to a border may come to lie beyond it.
             again = nearest(begin * self.step / self.origin, self.low, self.high, self.book)
             self.latent = nn.Parameter(torch.where(again == values, begin, middle))
