@@ -30,6 +30,8 @@ LEAST_CLIP = 2.0**-60
 GRIDS = range(127, 63, -1)
 LLOYD_STEPS = 50
 BINS = 256
+# So many values are clustered one by one; of more, what lies in so many bins is one value.
+POINTS = 1 << 18
 
 
 def _mirrored(magnitudes: list[float]) -> Floats:
@@ -168,9 +170,7 @@ def kmeans(u: Floats, bits: int, importance: Floats | None = None) -> Floats:
         bits: Of an index.
         importance: Weight of each value in the error, of the shape of ``u``.
     """
-    order = np.argsort(u, axis=None)
-    x = u.reshape(-1)[order].astype(np.float64)
-    mass = np.ones_like(x) if importance is None else importance.reshape(-1)[order]
+    x, mass = _points(u, np.ones(()) if importance is None else importance)
     sums = np.stack([mass, mass * x, mass * x**2])
     ends = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], BINS + 1), side="right"))
     total, moment, _ = np.pad(np.cumsum(sums, axis=1), ((0, 0), (1, 0)))
@@ -185,6 +185,25 @@ def kmeans(u: Floats, bits: int, importance: Floats | None = None) -> Floats:
             break
         edges = moved
     return np.unique(centers)
+
+
+def _points(u: Floats, importance: Floats) -> tuple[Floats, Floats]:
+    """Ascending values and their weights; those of many values are the means of narrow bins."""
+    importance = np.broadcast_to(importance, u.shape)
+    if u.size <= POINTS:
+        order = np.argsort(u, axis=None)
+        return u.reshape(-1)[order].astype(np.float64), importance.reshape(-1)[order]
+    low = float(u.min())
+    width = (float(u.max()) - low or 1.0) / (POINTS - 1)
+    mass, moment = np.zeros((2, POINTS))
+    rows = max(1, POINTS * len(u) // u.size)
+    for start in range(0, len(u), rows):
+        x, m = (a[start : start + rows].reshape(-1) for a in (u, importance))
+        bins = ((x - low) / width).astype(np.int64)
+        mass += np.bincount(bins, m, POINTS)
+        moment += np.bincount(bins, m * x, POINTS)
+    filled = mass > 0
+    return moment[filled] / mass[filled], mass[filled]
 
 
 def _best_runs(sums: Floats, count: int) -> Ints:

@@ -137,6 +137,16 @@ def test_kmeans_is_near_the_best_clustering(bits):
     assert best[24] - 1e-9 <= found <= 1.6 * best[24]
 
 
+@pytest.mark.parametrize("shape", [(700, 11), (1, 7700), (7700, 1), (7, 11, 100)])
+def test_kmeans_of_many_values_is_that_of_their_histogram(monkeypatch, shape):
+    rng = np.random.default_rng(0)
+    x, importance = rng.standard_normal(shape), rng.uniform(1, 2, shape)
+    one_by_one = levels.kmeans(x, 3, importance)
+    monkeypatch.setattr(levels, "POINTS", 2000)
+    np.testing.assert_allclose(levels.kmeans(x, 3, importance), one_by_one, atol=0.02)
+    np.testing.assert_array_equal(levels.kmeans(0 * x + 0.25, 3), [0.25])
+
+
 @pytest.mark.parametrize("name", [*levels.SETS, "kmeans"])
 def test_a_dead_channel_stays_dead(name):
     bits = max(levels.WIDTHS[name][0], min(4, levels.WIDTHS[name][1]))
