@@ -101,7 +101,7 @@ from onnxq.validation import validate as run_validate
 @click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
 @labels_option
 @click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
     "--checkpoint", type=FILE, help="Where training keeps its state; a killed run goes on there."
 )

@@ -89,7 +89,7 @@ def _svg(context: Any, option: Any, path: Path | None) -> Path | None:
 )
 @preprocess_option
 @labels_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
     "--csv",
     "table",

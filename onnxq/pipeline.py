@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from onnxq._version import __version__
 from onnxq.errors import CalibrationError, OnnxqError, PassError, UsageError
 from onnxq.lessons import Lessons
 from onnxq.model import Model
@@ -264,7 +265,8 @@ def _learn(
         raise CalibrationError(f"{step.name} needs calibration data: give --calib")
     lessons = data.teach(model, partial(_written, rest=rest))
     if lessons.checkpoint is not None:
-        parts = lessons.digest, model.digest(), lessons.write(model).digest(), str(step.options())
+        models = model.digest(), lessons.write(model).digest()
+        parts = __version__, lessons.digest, *models, str(step.options())
         lessons = replace(lessons, digest=hashlib.sha256("".join(parts).encode()).hexdigest())
     outcome = step.learn(model, reference, lessons)
     if lessons.others:
