@@ -31,11 +31,11 @@ ROUNDS, BATCH = 15, 64
 
 
 def main(file: Path, images: Path, bits: int = 4, act_bits: int = 8) -> None:
-    """Plan a model with the recipe mse, and time steps of it."""
+    """Plan a model with the recipe fast, and time steps of it."""
     model = load(file)
     preprocess, _ = resolve(None, file, model.metadata)
     samples = open_samples(images, Session(file).inputs, preprocess, 2 * BATCH)
-    recipe = plan("mse", bits=bits, act_bits=act_bits, calibrated=True)
+    recipe = plan("fast", bits=bits, act_bits=act_bits, calibrated=True)
     prepare(model, recipe)
     reference, data = model.clone(), Calibration(samples, preprocess)
     run(model, recipe.lossy[:-1], data)

@@ -60,7 +60,7 @@ from onnxq.validation import validate as run_validate
 @click.option(
     "--levels",
     type=click.Choice(list(WIDTHS)),
-    help="Of weights  [default: kmeans up to 6 bits, uniform beyond and with --oaq].",
+    help="Of weights  [default: the recipe's; kmeans up to 6 bits unless --oaq in any quality].",
 )
 @click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
 @click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")
@@ -122,7 +122,7 @@ def convert(
 ) -> int:
     """Quantize MODEL and report on the result.
 
-    Example: onnxq convert model.onnx --bits 4 --oaq --calib images/
+    Example: onnxq convert model.onnx --bits 4 --calib images/
     """
     chosen: Recipe | str | None = recipe
     if recipe is not None and recipe.endswith(".toml"):

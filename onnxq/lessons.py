@@ -67,10 +67,14 @@ class Lessons:
         return self.rows(np.arange(self.fixed or 2) % self.count)
 
     def portions(self, chosen: Ints, size: int) -> list[Ints]:
-        """Rows that run together, at most ``size``; of a fixed number, the last are filled up."""
-        size = self.fixed or size
-        found = np.split(chosen, range(size, len(chosen), size))
-        return [np.resize(piece, self.fixed or len(piece)) for piece in found]
+        """Rows that run together, at most ``size``.
+
+        Of a fixed number, the last are filled up with the first.
+        """
+        if self.fixed:
+            size = self.fixed
+            chosen = np.resize(chosen, -(-len(chosen) // size) * size)
+        return np.split(chosen, range(size, len(chosen), size))
 
     def rows(self, chosen: Ints) -> dict[str, Array]:
         """Some of the samples."""

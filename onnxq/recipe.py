@@ -129,8 +129,7 @@ class Recipe(BaseModel):
         """The least opset that the quantized model needs."""
         if self._weights is None:
             return OPSET
-        uniform = self._weights.levels == "uniform"
-        return needed_opset(self._weights.bits, uniform, self.target_ort)
+        return needed_opset(self._weights.bits, self.target_ort)
 
     @property
     def target_ort(self) -> str:
@@ -139,7 +138,7 @@ class Recipe(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short form for file names, as in ``w4a8``, or ``w4a8-post`` of special levels."""
+        """Short form for file names, as in ``w4a8``, with ``-post`` behind it of such levels."""
         levels = "uniform" if self._weights is None else self._weights.levels
         suffix = "" if levels in ("uniform", "kmeans") else f"-{levels}"
         return f"w{self.bits}a{'f' if self.act_bits == 'float' else self.act_bits}{suffix}"

@@ -87,7 +87,7 @@ def build(
     """
     if levels is None:
         low, high = WIDTHS["kmeans"]
-        levels = "kmeans" if clusters and low <= (bits or 8) <= high else "uniform"
+        levels = "kmeans" if clusters and bits in range(low, high + 1) else "uniform"
     try:
         weights = QuantizeWeights.of(
             {
@@ -264,6 +264,8 @@ def plan(
     else:
         if recipe is not None and quality is not None:
             raise UsageError(f"--quality {quality} and --recipe {recipe} both choose a recipe")
+        if quality not in (None, *QUALITIES):
+            raise UsageError(f"there is no quality {quality}; there are {', '.join(QUALITIES)}")
         recipe = recipe or quality or ("balanced" if calibrated else UNCALIBRATED)
         if recipe not in NAMED:
             near = difflib.get_close_matches(recipe, NAMED, n=1)

@@ -3,8 +3,9 @@
 * 8 bits: int8.
 * 4 bits: int4 behind a Cast, from onnxruntime 1.23 and opset 21 on.
 * 2 bits: int2 behind a Cast, from onnxruntime 1.24 and opset 25 on.
-* Other widths, and indices into a codebook: planes of bits (numerics/packing.py), the codes of all
-  layers of one width in one stream, unpacked by look-ups in tables and cut by a Split.
+* Indices into a codebook, of these widths: uint4 or uint2 behind a Cast and a Gather.
+* Other widths: planes of bits (numerics/packing.py), the codes of all layers of one width in one
+  stream, unpacked by look-ups in tables and cut by a Split.
 
 All of it depends on constants alone: onnxruntime computes it once, when it loads the model.
 """
@@ -29,10 +30,11 @@ OPSET = 13
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
 LIMITED = {(1, 20): 21}
-# Types narrower than a byte: bits to numpy's dtype, the onnxruntime that casts it, its opset.
-NARROW: dict[int, tuple[Any, tuple[int, int], int]] = {
-    4: (ml_dtypes.int4, (1, 23), 21),
-    2: (ml_dtypes.int2, (1, 24), 25),
+# Types narrower than a byte: bits to numpy's dtypes of codes and of indices, the onnxruntime that
+# casts them, their opset.
+NARROW: dict[int, tuple[Any, Any, tuple[int, int], int]] = {
+    4: (ml_dtypes.int4, ml_dtypes.uint4, (1, 23), 21),
+    2: (ml_dtypes.int2, ml_dtypes.uint2, (1, 24), 25),
 }
 
 
@@ -47,14 +49,14 @@ def newest_opset(target: str) -> float:
     return LIMITED.get(parse_version(target), float("inf"))
 
 
-def has_dtype(bits: int, uniform: bool, target: str) -> bool:
+def has_dtype(bits: int, target: str) -> bool:
     """Whether weights are stored in an ONNX type of their width that ``target`` can cast."""
-    return uniform and bits in NARROW and parse_version(target) >= NARROW[bits][1]
+    return bits in NARROW and parse_version(target) >= NARROW[bits][2]
 
 
-def needed_opset(bits: int, uniform: bool, target: str) -> int:
+def needed_opset(bits: int, target: str) -> int:
     """The least opset of a model that stores weights of a width."""
-    return int(NARROW[bits][2]) if has_dtype(bits, uniform, target) else OPSET
+    return NARROW[bits][3] if has_dtype(bits, target) else OPSET
 
 
 def stored_names(tensor: gs.Tensor) -> list[str]:
@@ -164,7 +166,7 @@ class Storage:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
 
     def store(self, name: str, weight: QTensor, dtype: int = INT8) -> gs.Tensor:
-        """A tensor ``NAME_codes`` of the weight's levels, int8 or, of a float book, float32.
+        """A tensor of the weight's levels, int8 or, of a float book, float32.
 
         Args:
             name: Of the weight.
@@ -175,11 +177,16 @@ class Storage:
         if bits == 8 and weight.book is None:
             result = self.model.constant(f"{name}_codes", weight.codes)
             return result if dtype == INT8 else self._cast(result, dtype)
-        if has_dtype(bits, weight.book is None, self.target):
-            codes = weight.codes.astype(NARROW[bits][0])
-            return self._cast(self.model.constant(f"{name}_codes", codes), dtype)
-        result = self._queue(name, weight, bits)
-        ready = dtype == INT8 or weight.levels.dtype == np.float32
+        if not has_dtype(bits, self.target):
+            result = self._queue(name, weight, bits)
+        else:
+            narrow = NARROW[bits][0 if weight.book is None else 1]
+            codes = self.model.constant(f"{name}_codes", weight.codes.astype(narrow))
+            if weight.book is None:
+                return self._cast(codes, dtype)
+            indices = self._cast(codes, INT32)
+            result = self._apply("Gather", self.shared("n", weight.book), indices)
+        ready = dtype == INT8 or (weight.book is not None and weight.book.dtype == np.float32)
         return result if ready else self._cast(result, dtype)
 
     def finish(self) -> None:

@@ -20,7 +20,7 @@ class Distill(LearnedPass):
     Attributes:
         steps: To take, at most.
         batch: Samples of a step.
-        weights: Rate of weights, in steps of their grids.
+        weights: Rate of weights, in mean steps between their levels.
         scales: Of the scales of weights, relative to them.
         biases: Of biases, in standard deviations of what their layers return.
         ranges: Of the ranges of activations, relative to them.

@@ -14,6 +14,8 @@ from onnxq.spec import Floats, QParams, QTensor, QuantSpec, weight_spec
 
 Levels = Literal["uniform", "pot", "ipot", "apot", "post", "kmeans", "ternary", "binary"]
 Range = Literal["max", "percentile", "mse", "aciq", "entropy", "oaq", "oaq-mse", "oaq-ssim"]
+# Channels next to nothing, relative to the largest weight: levels without a zero make no zeros.
+DEAD = 1e-12
 # Levels with an optimum of their own, for which no range is chosen.
 OPTIMAL = ("ternary", "binary")
 
@@ -66,7 +68,8 @@ class QuantizeWeights(Pass):
             moved = levels.book_rounding(self.levels, self.bits)
             outcome.remark("model", f"its levels lie on an int8 grid, at most {moved:.2%} away")
         if self.levels == "kmeans":
-            outcome.remark("model", "the levels of each layer are what its weights cluster to")
+            what = "the levels of each layer are what its weights cluster to"
+            outcome.remark("model", what + (", on an int8 grid" if self.book == "int8" else ""))
         for layer in layers(model):
             if (why := model.kept_float.get(layer.name)) is not None:
                 outcome.skip(layer.name, why)
@@ -90,13 +93,14 @@ class QuantizeWeights(Pass):
                         "one scale for each output channel",
                     )
             model.weights[layer.name] = weight
-            codes = weight.levels.reshape(layer.weight.shape)
-            dead = int(np.sum(~codes.any(axis=affine.reduce_axes(codes.ndim, layer.out_axis))))
+            values = np.abs(affine.values(weight)).reshape(layer.weight.shape)
+            largest = values.max(axis=affine.reduce_axes(values.ndim, layer.out_axis))
+            dead = int(np.sum(largest <= DEAD * largest.max()))
             outcome.edit(layer.name, f"{self.bits} bits")
             if dead:
                 outcome.remark(
                     layer.name,
-                    f"{dead} of {codes.shape[layer.out_axis]} channels are dead: all zero",
+                    f"{dead} of {layer.c_out} channels are dead: all zero",
                 )
         return outcome
 

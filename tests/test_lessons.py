@@ -196,8 +196,8 @@ def test_a_pass_that_trains_needs_data(idle):
     ("fixed", "wanted"),
     [
         (None, [[3, 1, 4, 1, 5], [9, 2]]),
-        (4, [[3, 1, 4, 1], [5, 9, 2, 5]]),
-        (2, [[3, 1], [4, 1], [5, 9], [2, 2]]),
+        (4, [[3, 1, 4, 1], [5, 9, 2, 3]]),
+        (2, [[3, 1], [4, 1], [5, 9], [2, 3]]),
     ],
 )
 def test_rows_run_in_portions(fixed, wanted):

@@ -151,6 +151,7 @@ def test_levels_have_their_own_width_and_range():
     [
         ({"levels": "ternary", "oaq": True}, "no say over ternary weights"),
         ({"recipe": "ibc", "quality": "fast"}, "--quality fast and --recipe ibc both choose"),
+        ({"quality": "mse"}, "no quality mse; there are fast, balanced, best"),
         ({"levels": "binary", "oaq": True}, "no say over binary weights"),
         ({"levels": "kmeans", "oaq": True}, "no say over kmeans weights"),
         ({"group_size": 4, "per_tensor": True, "act_bits": "float"}, "contradict each other"),

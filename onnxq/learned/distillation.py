@@ -23,7 +23,7 @@ class Rates:
     """Peak learning rates; what has 0 stays as it is.
 
     Attributes:
-        weights: Of weights, in steps of their grids.
+        weights: Of weights, in mean steps between their levels.
         scales: Of the scales of weights, relative to them.
         biases: Of biases, in standard deviations of what their layers return.
         ranges: Of the scales of activations, relative to them.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from onnxq.numerics import affine, levels
 from onnxq.spec import Array, Floats, QParams, QTensor
 
-# The outermost levels themselves, in steps, are inside.
+# What lies on the outermost levels is inside.
 EDGE = 1e-4
 
 
@@ -32,7 +32,6 @@ class _Project(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, book: Tensor | None
     ) -> Tensor:
         found = nearest(torch.div(x, scale), low, high, book).mul_(scale)
-        # What comes out is kept in any case, for the layer that reads it.
         ctx.save_for_backward(x, scale, found)
         ctx.ends = low, high
         return found
@@ -42,11 +41,16 @@ class _Project(torch.autograd.Function):
         x, scale, found = ctx.saved_tensors
         u = torch.div(x, scale)
         low, high = ctx.ends
-        passed = torch.ops.aten.hardtanh_backward(g, u, low - EDGE, high + EDGE)
-        slope = None
+        passed, slope = _inside(g, u, low, high), None
         if ctx.needs_input_grad[1]:
-            slope = _inner(g, found, scale) / scale - _inner(passed, u, scale)
+            slope = _inner(g, found - _inside(x, u, low, high), scale) / scale
         return passed, slope, None, None, None
+
+
+def _inside(values: Tensor, u: Tensor, low: float, high: float) -> Tensor:
+    """The values where u is inside the levels, 0 outside: in one pass, as a clip's gradient."""
+    found: Tensor = torch.ops.aten.hardtanh_backward(values, u, low - EDGE, high + EDGE)
+    return found
 
 
 def _inner(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def reconstruct(
                 for layer in unit.layers:
                     del untrained[layer]
                 outcome.remark(unit.result, f"{label}: {done}")
-                if training.undecided > MOST_UNDECIDED and done.best < done.before:
+                if training.undecided > MOST_UNDECIDED and not done.undone:
                     undecided = (
                         f"{training.undecided:.1%} of the weights are between two levels still"
                     )

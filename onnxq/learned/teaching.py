@@ -97,22 +97,20 @@ class Teaching:
             feeds, own = self._feeds(rows)
             if self._augments:
                 feeds = own = self._changed(feeds, rng)
-            yield self._loss(feeds, own) * (len(rows) / total)
+            yield self._losses(feeds, own).sum() / total
 
-    def judge(self) -> float:
-        """The loss on the samples held out, as they are and, images, mirrored."""
-        held, total, left = self.lessons.held, 0.0, len(self.lessons.held)
+    def judge(self) -> Array:
+        """The loss of every sample held out, as it is and, an image, mirrored, float64 (held,)."""
+        held, found = self.lessons.held, []
         for rows in self.lessons.portions(held, self._size):
-            count = min(len(rows), left)
-            left -= count
             given, own = self._feeds(rows)
             seen = [(given, own)]
             if self._augments:
                 seen.append((self._mirrored(given),) * 2)
             with torch.no_grad():
-                losses = [float(self._loss(*feeds, count)) for feeds in seen]
-            total += count * sum(losses) / len(losses)
-        return total / len(held)
+                losses = torch.stack([self._losses(*feeds) for feeds in seen]).mean(0)
+            found.append(losses.double().cpu().numpy())
+        return np.concatenate(found)[: len(held)]
 
     @property
     def _augments(self) -> bool:
@@ -123,23 +121,26 @@ class Teaching:
         x = feeds[self.lessons.images]
         return feeds | {self.lessons.images: channels_last(x.flip(3))}
 
-    def _loss(self, feeds: Tensors, own: Tensors, count: int | None = None) -> Tensor:
-        """The loss on a batch, or on the first samples of it, where results tell them apart."""
+    def _losses(self, feeds: Tensors, own: Tensors) -> Tensor:
+        """The loss of every sample, (samples,); that of a tensor without rows is one for all."""
+        count = len(next(iter(feeds.values())))
         with torch.no_grad():
             truth = self.teacher.run(feeds, self._wanted)
         found = self.network.run(own, self._wanted)
-        if count is not None:
-            size = len(next(iter(feeds.values())))
-            truth, found = (
-                {n: x[:count] if x.ndim and len(x) == size else x for n, x in side.items()}
-                for side in (truth, found)
-            )
-        errors = [F.mse_loss(found[n], truth[n]) / v for n, v in self._variances.items()]
-        total = torch.stack(errors).mean() if errors else torch.zeros((), device=self.device)
+
+        def error(name: str) -> Tensor:
+            errors = F.mse_loss(found[name], truth[name], reduction="none")
+            if errors.ndim and len(errors) == count:
+                return errors.reshape(count, -1).mean(1)
+            return errors.mean().expand(count)
+
+        total = torch.zeros(count, device=self.device)
+        if self._variances:
+            total = torch.stack([error(n) / v for n, v in self._variances.items()]).mean(0)
         if self._scores is None:
             return total
         z, z_q = (F.log_softmax(x[self._scores], 1) for x in (truth, found))
-        return total + F.kl_div(z_q, z, log_target=True, reduction="batchmean")
+        return total + F.kl_div(z_q, z, log_target=True, reduction="none").sum(1)
 
     def _feeds(self, rows: Ints) -> tuple[Tensors, Tensors]:
         """What the float network reads, and the quantized one."""

@@ -6,16 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onnxq.files import TRAININGS, not_a_checkpoint, replacing
 from onnxq.lessons import Lessons
+from onnxq.spec import Array
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.
 WARMUP, JUDGEMENTS = 0.05, 12
 # So many times in a row that the judge's figure rose, in the second half, end a training.
 PATIENCE = 3
+# A mean loss has fallen if it fell by so many standard errors; too few samples do not tell them.
+SURE, FEW = 1.0, 10
 # What is said of a training that the user ended, and of a layer that it had not come to.
 LEFT_OUT = "interrupted: the best so far is kept, later steps are left out"
 INTERRUPTED = "the training was interrupted before it came to it"
@@ -34,22 +38,34 @@ class Trained:
     """How far a training is.
 
     Attributes:
-        before: What the judge said of the start; infinite before it was asked.
-        best: And of the best state since then; likewise.
-        last: And of the last one; likewise.
+        start: What the judge said of the start, a loss for each sample; none before it was asked.
+        best: The mean of the best state since then; infinite before there is one.
+        last: And that of the last one; likewise.
+        sure: The best is better than the start by more than chance.
         step: Steps done.
         rises: How often in a row that figure has risen, in the second half.
         kept: The parameters of the best.
         interrupted: The user ended it.
     """
 
-    before: float
+    start: list[float]
     best: float
     last: float
+    sure: bool
     step: int
     rises: int
     kept: list[Tensor]
     interrupted: bool = False
+
+    @property
+    def before(self) -> float:
+        """The mean loss of the start; infinite before the judge was asked."""
+        return float(np.mean(self.start)) if self.start else math.inf
+
+    @property
+    def undone(self) -> bool:
+        """Whether the start is what is left in the end."""
+        return not (self.best < self.before and self.sure)
 
     @property
     def note(self) -> str:
@@ -57,16 +73,18 @@ class Trained:
         return f"held-out loss {min(self.best, self.before):.4g}, was {self.before:.4g}"
 
     def __str__(self) -> str:
-        what = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}"
-        undone = "" if self.best < self.before else ": no better, left as it was"
-        return f"{what}, {self.step} steps{undone}"
+        what = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}, {self.step} steps"
+        if not self.undone:
+            return what
+        why = "may be chance" if self.best < self.before else "no better"
+        return f"{what}: {why}, left as it was"
 
 
 def optimise(
     name: str,
     groups: Sequence[Group],
     loss: Callable[[int], Iterable[Tensor]],
-    judge: Callable[[], float],
+    judge: Callable[[], Array],
     steps: int,
     lessons: Lessons,
 ) -> Trained:
@@ -74,13 +92,13 @@ def optimise(
 
     High rates make things worse before they fall: it is in the second half of the steps that a
     training ends early, when things get worse and worse. What is no better than the start in the
-    end is undone. Ctrl-C ends a training and keeps the best so far.
+    end, or by no more than chance, is undone. Ctrl-C ends a training and keeps the best so far.
 
     Args:
         name: Of the training: for the user, and in a checkpoint.
         groups: What is trained.
         loss: The loss of a step, by its number, in parts that add up.
-        judge: A figure that should be small, on samples that nothing is trained on.
+        judge: Losses of samples that nothing is trained on, float64 (samples,).
         steps: To take.
         lessons: The rest.
 
@@ -92,11 +110,11 @@ def optimise(
     key = f"{name}, {steps} steps on {lessons.digest}"
     start = _copies(parameters)
     resumed = _resume(lessons.checkpoint, key, parameters, optimizer)
-    state = resumed or Trained(math.inf, math.inf, math.inf, 0, 0, start)
+    state = resumed or Trained([], math.inf, math.inf, False, 0, 0, start)
     every = max(1, steps // JUDGEMENTS)
     try:
         if resumed is None:
-            state.before = judge()
+            state.start = judge().tolist()
         lessons.progress(name, state.step, steps, state.note)
         while state.step < steps and state.rises < PATIENCE:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
@@ -107,18 +125,33 @@ def optimise(
             optimizer.step()
             state.step += 1
             if state.step % every == 0 or state.step == steps:
-                found = judge()
+                losses = judge()
+                found = float(np.mean(losses))
                 rises = 2 * state.step > steps and not found <= state.last
                 state.last, state.rises = found, state.rises + 1 if rises else 0
                 if found < state.best:
                     state.best, state.kept = found, _copies(parameters)
+                    state.sure = surely_less(losses, np.array(state.start))
                 _save(lessons.checkpoint, key, parameters, optimizer, state)
             lessons.progress(name, 1, steps, state.note)
         lessons.progress(name, steps - state.step, steps, state.note)
     except KeyboardInterrupt:
         state.interrupted = True
-    _restore(parameters, state.kept if state.best < state.before else start)
+    _restore(parameters, start if state.undone else state.kept)
     return state
+
+
+def surely_less(losses: Array, start: Array) -> bool:
+    """Whether losses of the same samples, each (n,), have fallen by more than chance.
+
+    What rounding does to a sample differs from one set of weights to the next, and so does the
+    mean over a few samples, of which the best of a dozen is taken: it has to fall by ``SURE``
+    standard errors of the differences.
+    """
+    gain = start - losses
+    if len(gain) < FEW or not np.isfinite(gain).all():
+        return bool(losses.mean() < start.mean())
+    return bool(gain.mean() > SURE * gain.std(ddof=1) / math.sqrt(len(gain)))
 
 
 def _schedule(done: float) -> float:

@@ -23,7 +23,7 @@ from onnxq.learned.quantizers import ActivationQuantizer
 from onnxq.learned.rounding import SoftRounding
 from onnxq.learned.teaching import LEAST
 from onnxq.learned.training import Group, Trained, optimise
-from onnxq.spec import Ints
+from onnxq.spec import Array, Ints
 
 # Share of the steps before indecision has a price, and after which beta has arrived.
 WARMUP, SETTLED = 0.2, 0.7
@@ -171,22 +171,19 @@ class UnitTraining:
                 soft.decide(beta, PRICE)
         portions = self._portions(drawn)
         for rows in portions:
-            yield self._error(rows) * (len(rows) / sum(map(len, portions)))
+            yield self._errors(rows).sum() / sum(map(len, portions))
 
-    def _judge(self) -> float:
-        """The loss on the samples held out, everything quantized and rounded."""
+    def _judge(self) -> Array:
+        """The loss of every sample held out, all quantized and rounded, float64 (held,)."""
         self._soften(False)
         self._drop.rng = None
-        held, total, left = self._lessons.held, 0.0, len(self._lessons.held)
-        for rows in self._portions(held):
-            count = min(len(rows), left)
-            with torch.no_grad():
-                total += count * float(self._error(rows, count))
-            left -= count
-        return total / len(held)
+        held = self._lessons.held
+        with torch.no_grad():
+            found = [self._errors(rows).double().cpu().numpy() for rows in self._portions(held)]
+        return np.concatenate(found)[: len(held)]
 
-    def _error(self, rows: Ints, count: int | None = None) -> Tensor:
-        """The loss on all rows that run together, or on the first ones."""
+    def _errors(self, rows: Ints) -> Tensor:
+        """The loss of every row, (rows,)."""
         source, result = self.unit.source, self.unit.result
         quantized, floats = (
             self.prefix.rows(held[source], rows)
@@ -196,7 +193,8 @@ class UnitTraining:
         given = {**network.given(self.unit.layers), source: self._drop(quantized, floats)}
         found = network.lowered.run(given, [result])[result]
         wanted = self.prefix.rows(self.prefix.target, rows)
-        return F.mse_loss(found[:count], wanted[:count]) / self._variance
+        errors = F.mse_loss(found, wanted, reduction="none")
+        return errors.reshape(len(rows), -1).mean(1) / self._variance
 
     def _soften(self, soft: bool) -> None:
         for rounding in self.rounding:

@@ -27,7 +27,9 @@ CLIPS = 0.01 * np.arange(150, 19, -1)
 # Where there is no level at zero, the weights of a dead channel are as good as that.
 LEAST_CLIP = 2.0**-60
 # int8 grids tried for a codebook: its largest level becomes one of these codes.
-GRIDS = range(127, 63, -1)
+GRIDS = range(33, 128)
+# Two products of 64 and 255 fit 16 bits, in which processors without dot products add them.
+SAFE = 64
 LLOYD_STEPS = 50
 BINS = 256
 # So many values are clustered one by one; of more, what lies in so many bins is one value.
@@ -99,14 +101,15 @@ def nearest(u: Floats, levels: Floats) -> Ints:
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, u).astype(np.uint8)
 
 
-def integer_book(levels: Floats) -> tuple[Ints, Floats]:
+def integer_book(levels: Floats, largest: int = GRIDS[-1]) -> tuple[Ints, Floats]:
     """The levels on an int8 grid: codes int8 (n,), and what one code is worth, float64 ().
 
-    Of the grids whose largest code is 64 to 127 the one with the least rounding; powers of two and
-    their sums find one without any.
+    Of ``GRIDS`` up to ``largest`` the one with the least rounding; powers of two and their sums
+    find one without any.
     """
-    error = {m: float(np.sum((np.rint(m * levels) / m - levels) ** 2)) for m in GRIDS}
-    best = min(GRIDS, key=error.__getitem__)
+    grids = [m for m in GRIDS if m <= largest]
+    error = {m: float(np.sum((np.rint(m * levels) / m - levels) ** 2)) for m in grids}
+    best = min(grids, key=error.__getitem__)
     return np.rint(best * levels).astype(np.int8), np.asarray(1.0 / best)
 
 
@@ -163,12 +166,12 @@ def kmeans(u: Floats, bits: int, importance: Floats | None = None) -> Floats:
     """Cluster centers, ascending, at most 2^bits.
 
     Clusters on a line are intervals, so that a dynamic program over a histogram finds the best
-    ones; Lloyd's steps then settle the centers on the values themselves.
+    ones; Lloyd's steps then settle the centers on the values themselves, or on narrow bins of them.
 
     Args:
-        u: Values of any shape, on [-1, 1].
+        u: Values of any shape, on [-1, 1], float64, at least one.
         bits: Of an index.
-        importance: Weight of each value in the error, of the shape of ``u``.
+        importance: Weight of each value in the error, broadcast to the shape of ``u``; not all 0.
     """
     x, mass = _points(u, np.ones(()) if importance is None else importance)
     sums = np.stack([mass, mass * x, mass * x**2])
@@ -248,7 +251,9 @@ def quantize(
     if name == "kmeans":
         alpha = np.maximum(largest if alpha is None else alpha, LEAST_CLIP)
         clip = broadcast(alpha, w.ndim, axis)
-        levels = kmeans(np.clip(w / clip, -1, 1), spec.bits, np.broadcast_to(clip**2, w.shape))
+        levels = kmeans(np.clip(w / clip, -1, 1), spec.bits, clip**2)
+        outermost = np.abs(levels).max() or 1.0
+        levels, alpha = levels / outermost, alpha * outermost
     else:
         levels = SETS[name](spec.bits)
         if name == "ternary":
@@ -257,7 +262,10 @@ def quantize(
             alpha = np.maximum(binary_scale(w, axis), LEAST_CLIP)
         elif alpha is None:
             alpha = clip_mse(w, levels, axis)
-    on_grid, unit = integer_book(levels) if integer else (levels.astype(np.float32), np.ones(()))
+    if integer:
+        on_grid, unit = integer_book(levels, SAFE if name == "kmeans" else GRIDS[-1])
+    else:
+        on_grid, unit = levels.astype(np.float32), np.ones(())
     book: Array = np.unique(on_grid)
     scale = np.asarray(alpha * unit, np.float32)
     scale = np.where(scale >= TINY, scale, np.float32(1.0))

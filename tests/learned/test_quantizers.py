@@ -187,6 +187,33 @@ def test_the_gradients_of_an_activation_are_those_of_lsq():
     np.testing.assert_allclose(grid.stretch.grad.item(), 0.25 * np.sum(weights * ds), rtol=1e-5)
 
 
+def test_what_lies_on_the_outermost_levels_is_inside():
+    params = QParams(np.float32(0.25), np.uint8(0), None, activation_spec(4))
+    grid, u = ActivationQuantizer(params), np.array([-0.01, 0.0, 15.0, 15.01])
+    x = torch.tensor(0.25 * u, dtype=torch.float32, requires_grad=True)
+    grid(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+    w = np.array([[-0.7, 0.1, 0.7]], np.float32)
+    ends = affine.qparams(w.min(), w.max(), weight_spec(4, False))
+    found = WeightQuantizer(QTensor(np.array([[-7, 1, 7]], np.int8), ends, None), w)
+    found().sum().backward()
+    assert (found.latent.grad != 0).all()
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("slope", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_a_scale_does_not_depend_on_the_order_in_memory(order, slope):
+    """Nor do large terms that cancel swallow it."""
+    params = QParams(np.float32(0.05), np.uint8(100), None, activation_spec(8))
+    grid, rng = ActivationQuantizer(params), np.random.default_rng(0)
+    x, g = 3 * rng.standard_normal((4, 6, 5, 7)), 1 + rng.standard_normal((4, 6, 5, 7))
+    given = torch.tensor(x, dtype=torch.float32).contiguous(memory_format=order)
+    grid(given.requires_grad_()).backward(torch.tensor(g).float().contiguous(memory_format=slope))
+    u = given.detach().numpy().astype(np.float64) / np.float64(np.float32(0.05))
+    _, ds = slopes(u, -100, 155, np.rint(u).clip(-100, 155))
+    np.testing.assert_allclose(grid.stretch.grad.item(), 0.05 * np.sum(g * ds), rtol=1e-4)
+
+
 def test_the_gradient_of_a_grid_times_a_factor_is_that_of_its_scale():
     params = QParams(np.float32(0.25), np.uint8(5), None, activation_spec(4))
     grid = ActivationQuantizer(params)

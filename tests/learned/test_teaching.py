@@ -108,7 +108,9 @@ def test_every_sample_held_out_counts_once_whatever_runs_together(
     plans, monkeypatch, count, mirrored
 ):
     given = {"feeds": {"x": images(count)}, "images": "x" if mirrored else None}
-    whole = teach(plans["N"], **given).judge()
+    lesson = teach(plans["N"], **given)
+    whole = lesson.judge()
+    assert len(whole) == len(lesson.lessons.held)
     assert teach(plans[4], fixed=4, **given).judge() == pytest.approx(whole, rel=1e-5)
     monkeypatch.setattr(teaching, "ELEMENTS", 3 * images(1).size)
     assert teach(plans["N"], **given).judge() == pytest.approx(whole, rel=1e-5)
@@ -120,7 +122,7 @@ def test_the_judge_sees_nothing_of_what_is_taught(plans):
     other = x.copy()
     other[before.lessons.taught[12:]] += 1.0  # behind those that variances are taken of
     after = teach(plans["N"], feeds={"x": other})
-    assert after.judge() == before.judge()
+    np.testing.assert_array_equal(after.judge(), before.judge())
     assert taught(after)[0] != taught(before)[0]
 
 
@@ -131,7 +133,7 @@ def test_training_sees_nothing_of_what_is_held_out(plans):
     other[before.lessons.held] += 1.0
     after = teach(plans["N"], feeds={"x": other}, images="x", mix=0.5)
     assert [taught(after, s)[0] for s in range(6)] == [taught(before, s)[0] for s in range(6)]
-    assert after.judge() != before.judge()
+    assert (after.judge() != before.judge()).all()
 
 
 def test_mirrored_images_are_judged_too(plans):
@@ -228,7 +230,7 @@ def test_images_are_left_as_they_are_where_the_quantized_network_reads_something
     lesson = teach(plans["N"], images="x", mix=0.5, own=own)
     plain = teach(plans["N"], own=own)
     assert taught(lesson)[0] == taught(plain)[0]
-    assert lesson.judge() == plain.judge()
+    np.testing.assert_array_equal(lesson.judge(), plain.judge())
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_one_others(plans):
@@ -256,7 +258,7 @@ def test_points_that_are_not_of_floats_or_all_zeros_are_left_out(tmp_path):
     lesson = teach(plan, feeds={"x": x}, points=("k", "z", "y"), scores=None)
     assert list(lesson._variances) == ["y"]
     assert not lesson.empty
-    assert np.isfinite(lesson.judge())
+    assert np.isfinite(lesson.judge()).all()
     assert teach(plan, feeds={"x": x}, points=("k", "z"), scores=None).empty
     # Classes that were chosen are no scores.
     assert teach(plan, feeds={"x": x}, points=("k",), scores="k").empty

@@ -13,7 +13,13 @@ from onnxq.errors import UsageError
 from tests.learned.plans import lessons
 
 torch = pytest.importorskip("torch")
-from onnxq.learned.training import JUDGEMENTS, PATIENCE, Group, optimise  # noqa: E402
+from onnxq.learned.training import (  # noqa: E402
+    JUDGEMENTS,
+    PATIENCE,
+    Group,
+    optimise,
+    surely_less,
+)
 
 STEPS = 2 * JUDGEMENTS
 FEEDS = {"x": np.zeros((20, 1), np.float32)}
@@ -51,9 +57,8 @@ class Task:
             raise KeyboardInterrupt
         self.asked += 1
         self.judged.append(self.values())
-        if self.said is not None:
-            return next(self.said)
-        return distance(self.values())
+        said = distance(self.values()) if self.said is None else next(self.said)
+        return np.atleast_1d(np.array(said, np.float64))
 
     def progress(self, stage, advance, total, note=""):
         self.steps += advance
@@ -112,6 +117,36 @@ def test_a_training_ends_when_it_gets_worse_and_worse_late(said, end):
     undone = not best < said[0]
     same(task.values(), task.judged[0 if undone else said.index(best)])
     assert str(done).endswith("no better, left as it was") == undone
+
+
+def test_what_may_be_better_by_chance_is_undone():
+    start = np.arange(1.0, 13.0)
+    for change, kept in (([0.1, 0.2] * 6, True), ([1.0, -0.8] * 6, False)):
+        task = Task([start] * 12 + [start - np.array(change)])
+        done = task.run()
+        assert done.best < done.before
+        same(task.values(), task.judged[12 if kept else 0])
+        assert str(done).endswith("may be chance, left as it was") != kept
+
+
+@given(st.integers(0, 2**16), st.integers(10, 200), st.floats(-0.5, 0.5))
+def test_chance_is_a_standard_error_of_the_differences(seed, count, shift):
+    noise = np.random.default_rng(seed).standard_normal((2, count))
+    start, losses = 5 + noise[0], 5 + noise[0] + 0.3 * noise[1] - shift
+    gain = start - losses
+    error = np.sqrt(np.sum((gain - gain.mean()) ** 2) / (count - 1) / count)
+    assert surely_less(losses, start) == (np.mean(gain) > error)
+    order = np.random.default_rng(seed).permutation(count)
+    assert surely_less(losses[order], start[order]) == surely_less(losses, start)
+
+
+def test_figures_that_are_no_numbers_or_few_are_compared_by_their_means():
+    one, infinite = np.ones(30), np.append(np.ones(29), np.inf)
+    assert surely_less(one, infinite)
+    assert not surely_less(infinite, one)
+    assert not surely_less(np.append(np.zeros(29), np.nan), one)
+    assert not surely_less(one, one)
+    assert surely_less(np.array([2.9, 0.0, 0.0]), np.ones(3))
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 1), (5, 1), (12, 1), (30, 2), (43, 3)])

@@ -44,7 +44,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(images, adam, tmp_path, m
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(train, "keep", keep_and_die)
         weights(recipe, images)
-    again = weights(recipe, images)
+    left = []
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "keep", lambda *arguments: left.append(arguments[-1]))
+        again = weights(recipe, images)
+    assert left == [2, 3]
     assert all(torch.equal(again[name], w) for name, w in whole.items())
     first = train.NETWORKS["digits-cnn"]().state_dict()
     assert not all(torch.equal(first[name], w) for name, w in whole.items())

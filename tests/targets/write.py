@@ -22,6 +22,7 @@ def main(version: str, folder: Path) -> None:
     cases += [(name, bits, 8) for name, ends in WIDTHS.items() for bits in sorted({*ends})]
     cases += [("uniform", 8, act_bits) for act_bits in (2, 4)]
     cases += [("uniform", 3, "float"), ("uniform", 4, "float"), ("kmeans", 4, "float")]
+    cases += [("kmeans", bits, 8) for bits in (3, 4, 5)]
     for levels, bits, act_bits in cases:
         file = folder / f"{levels}-w{bits}a{act_bits}.onnx"
         onnxq.convert(
