@@ -180,8 +180,9 @@ class Storage:
         if not has_dtype(bits, self.target):
             result = self._queue(name, weight, bits)
         else:
-            narrow = NARROW[bits][0 if weight.book is None else 1]
-            codes = self.model.constant(f"{name}_codes", weight.codes.astype(narrow))
+            signed, unsigned, *_ = NARROW[bits]
+            narrow = weight.codes.astype(signed if weight.book is None else unsigned)
+            codes = self.model.constant(f"{name}_codes", narrow)
             if weight.book is None:
                 return self._cast(codes, dtype)
             indices = self._cast(codes, INT32)
