@@ -164,6 +164,7 @@ class Idle(LearnedPass):
         """Say how many samples there were."""
         outcome = Outcome()
         outcome.edit("model", f"{lessons.count} samples")
+        outcome.remark("model", lessons.digest)
         return outcome
 
 
@@ -180,10 +181,27 @@ def test_samples_that_are_left_out_reach_the_report(tmp_path, idle):
     chosen = recipe(after=(idle,))
     data = samples(4, height=5) + samples(11) + samples(3, height=4)
     report = onnxq.convert(tmp_path / "model.onnx", tmp_path / "q.onnx", recipe=chosen, calib=data)
-    (edit,), (remark,) = report.outcomes["idle"].edits, report.outcomes["idle"].remarks
+    (edit,), (_, remark) = report.outcomes["idle"].edits, report.outcomes["idle"].remarks
     assert edit.what == "11 samples"
     assert (remark.where, remark.what) == ("model", "7 samples of other shapes are left out")
     assert "7 samples of other shapes are left out" in str(report.to_dict())
+
+
+def test_another_version_starts_a_training_anew(tmp_path, idle, monkeypatch):
+    onnx.save(model_of(), tmp_path / "model.onnx")
+    digests = []
+    for version in ("1.0", "1.0", "1.1"):
+        monkeypatch.setattr(pipeline, "__version__", version)
+        report = onnxq.convert(
+            tmp_path / "model.onnx",
+            tmp_path / "q.onnx",
+            recipe=recipe(after=(idle,)),
+            calib=samples(11),
+            checkpoint=tmp_path / "state.pt",
+            force=True,
+        )
+        digests.append(report.outcomes["idle"].remarks[0].what)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_pass_that_trains_needs_data(idle):

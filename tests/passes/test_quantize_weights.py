@@ -103,3 +103,15 @@ def test_a_layer_of_one_weight_for_each_channel_has_a_scale_for_each() -> None:
     run(model, (QuantizeWeights(bits=2, per_channel=False),), None)
     (weight,) = model.weights.values()
     np.testing.assert_allclose(affine.values(weight), w, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", levels.WIDTHS)
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_dead_channels_are_told(name: str, dead: int) -> None:
+    w = W.copy()
+    w[:dead] = 0
+    model = from_proto(build(NET, w=w))
+    bits = levels.WIDTHS[name][1]
+    outcome = run(model, (QuantizeWeights(levels=name, bits=bits),), None)["quantize-weights"]
+    told = [remark.what for remark in outcome.remarks if remark.where != "model"]
+    assert told == ([f"{dead} of 6 channels are dead: all zero"] if dead else [])
