@@ -161,7 +161,7 @@ class Idle(LearnedPass):
     """Learn nothing."""
 
     def learn(self, model, reference, lessons):
-        """Say how many samples there were."""
+        """Say how many samples there were, and what tells the training apart."""
         outcome = Outcome()
         outcome.edit("model", f"{lessons.count} samples")
         outcome.remark("model", lessons.digest)
