@@ -467,12 +467,12 @@ def element_bits(constant: gs.Constant) -> int:
     return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
 
 
-def axes_of(node: gs.Node) -> list[int] | None:
-    """The constant axes of a reduction or Squeeze, whether attribute (old opsets) or input."""
+def axes_of(node: gs.Node, place: int = 1) -> list[int] | None:
+    """The constant axes of a node, whether attribute (old opsets) or the input at ``place``."""
     if "axes" in node.attrs:
         return list(node.attrs["axes"])
-    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
-        return [int(a) for a in node.inputs[1].values]
+    if len(node.inputs) > place and isinstance(node.inputs[place], gs.Constant):
+        return [int(a) for a in node.inputs[place].values]
     return None
 
 

@@ -275,6 +275,12 @@ def is_product(node: gs.Node) -> bool:
     return node.op == "MatMul" and not node.domain and not any(map(stored_names, node.inputs))
 
 
+def pads_zeros(node: gs.Node) -> bool:
+    """Whether the constant that a Pad writes, in its mode of that name, is known to be zero."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return value is None or value.is_empty() or (_constant(value) and not value.values.any())
+
+
 def _moves(node: gs.Node) -> bool:
     """Whether a node could run on codes: see the module's docstring on moves."""
     if factor(node) is not None:
@@ -286,9 +292,7 @@ def _moves(node: gs.Node) -> bool:
     if node.op == "MaxPool":
         return len(node.outputs) == 1
     if node.op == "Pad":
-        value = node.inputs[2] if len(node.inputs) > 2 else None
-        fills_zero = value is None or value.is_empty() or (_constant(value) and not value.values)
-        return node.attrs.get("mode", "constant") != "constant" or bool(fills_zero)
+        return node.attrs.get("mode", "constant") != "constant" or pads_zeros(node)
     if node.op == "Resize":
         extrapolates = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
         return node.attrs.get("mode", "nearest") == "nearest" and not extrapolates

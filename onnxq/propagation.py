@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.channels import Channels, joined, made, passed, unreadable
 from onnxq.layers import Layer, layers
 from onnxq.model import Model
 from onnxq.numerics import gaussian
 from onnxq.placement import bounds, moved
-from onnxq.regions import Channels, joined, made, passed, unreadable
 from onnxq.spec import Floats
 
 CUTS = {"Clip", "Min", "Relu"}

@@ -10,6 +10,7 @@ from onnxq.numerics.levels import WIDTHS
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
+from onnxq.passes.copy_sizes import CopySizes
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.distill import Distill
@@ -41,6 +42,7 @@ PREPARATION: tuple[Pass, ...] = (
     FoldBatchnorm(),
     CleanGraph(),
     PoolMeans(),
+    CopySizes(),
     SplitShared(),
     DropTraces(),
 )
@@ -199,7 +201,7 @@ NAMED: dict[str, tuple[str, Named]] = {
             "clusters": True,
             "weight_range": "mse",
             "act_range": "mse",
-            "narrow": (Equalize(), ForkResiduals()),
+            "narrow": (ForkResiduals(),),
             "after": (CompensateRounding(), CorrectBias(), Distill(weights=2e-3)),
         },
     ),

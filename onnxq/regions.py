@@ -6,11 +6,13 @@ channels, and the model computes what it did. What lies between must hand the fa
 
 | operator                                          | because                                   |
 |---------------------------------------------------|-------------------------------------------|
-| Relu, LeakyRelu, PRelu, MaxPool                   | f(s x) = s f(x) for s > 0                 |
+| Identity, Relu, LeakyRelu, PRelu, MaxPool         | f(s x) = s f(x) for s > 0                 |
 | AveragePool, GlobalAveragePool, ReduceMean, Resize | linear, each channel for itself          |
+| Slice of pixels, Pad                              | pixels are chosen, or zeros beside them   |
 | Mul with a number or with a gate                  | linear in its other operand               |
 | Add                                               | operands and result take the same factors |
 | Concat                                            | the result takes its operands' in turn    |
+| Pad of channels with zeros                        | likewise; a zero is one at every scale    |
 | Flatten, Reshape to rows, Squeeze                 | a channel becomes a block of neighbours   |
 | Min with a ceiling of each channel                | min(x, c) / s = min(x / s, c / s)         |
 | Clip(0, c), where ceilings are wanted             | it is a Relu and such a Min               |
@@ -19,54 +21,24 @@ Whatever else touches a channel freezes it: its factor is 1, and the region says
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.channels import Channels, carrier, joined, made, padded, passed, unreadable
 from onnxq.layers import Layer, layer_of, layers
-from onnxq.model import Model, axes_of
-from onnxq.placement import READERS_OF_SHAPE, bounds, factor, moved
+from onnxq.model import Model
+from onnxq.placement import READERS_OF_SHAPE, bounds, moved
 from onnxq.spec import Array, Floats
 
-HOMOGENEOUS = {"LeakyRelu", "PRelu", "Relu"}
-POOLS = {"AveragePool", "MaxPool"}
-GATES = {"HardSigmoid", "Sigmoid"}
 WHY = {
     "Add": "adds to it what no layer makes",
     "Clip": "cuts all channels off at one value",
     "Concat": "joins it to what no layer makes",
     "Mul": "multiplies it with another activation",
 }
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Where a tensor has its channels.
-
-    Attributes:
-        count: How many, before any became a block.
-        form: ``image`` (n, c, *space); ``pooled``, an image of one pixel; ``rows`` (n, c);
-            ``flat`` (n, c * block); ``tokens`` (..., c).
-        rank: Of an image or a pooled one, else 0.
-    """
-
-    count: int
-    form: Literal["image", "pooled", "rows", "flat", "tokens"]
-    rank: int = 0
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """What the axis with a channel at each place may be called; a block has none."""
-        if self.form == "flat":
-            return ()
-        return (-1,) if self.form == "tokens" else (1, -1) if self.form == "rows" else (1,)
-
-    def shaped(self, values: Floats) -> Floats:
-        """One value per channel, (count,), as it broadcasts over the tensor."""
-        return values.reshape(1, -1, *[1] * (self.rank - 2)) if self.rank else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +107,18 @@ class Region:
         told = list(dict.fromkeys(why for why, _ in self.obstacles))
         return "; ".join(told or ([] if self.sinks else ["no layer reads it"]))
 
+    def divide(self, model: Model, s: Floats) -> None:
+        """Divide the channels by s, (count,): all that makes, cuts off and reads them."""
+        for layer, own in self.sources:
+            layer.set_by_group(model, layer.by_group / over_outputs(layer, s[own])[..., None])
+            if layer.bias is not None:
+                layer.set_bias(model, layer.bias / s[own])
+        for ceiling, own in self.ceilings:
+            ceiling.set(model, ceiling.values / s[own])
+        for layer, own in self.sinks:
+            layer.set_by_group(model, layer.by_group * over_inputs(layer, s[own])[..., None])
+        self.shift_moments(model, np.zeros(self.count), s)
+
     def shift_moments(self, model: Model, c: Floats, s: Floats) -> None:
         """Keep the moments of the model up: each channel x became (x - c) / s, both (count,)."""
         for layer, own in self.sources:
@@ -169,6 +153,16 @@ def unreached(model: Model, found: Sequence[Region]) -> Iterator[tuple[str, str]
             yield name, f"{(told or ['the model is fed'])[0]} its channels"
 
 
+def over_outputs(layer: Layer, s: Floats) -> Floats:
+    """Factors of output channels as they broadcast over ``by_group``, reduced or not."""
+    return s.reshape(layer.groups, -1, 1)
+
+
+def over_inputs(layer: Layer, s: Floats) -> Floats:
+    """Factors of input channels likewise; one of a flattened channel is that of its block."""
+    return np.repeat(s, layer.c_in // len(s)).reshape(layer.groups, 1, -1)
+
+
 def _mask(count: int, parts: Sequence[slice]) -> Array:
     mask = np.zeros(count, bool)
     for part in parts:
@@ -181,7 +175,8 @@ class _Search:
 
     Attributes:
         channels: Of every tensor whose channels layers make, by name.
-        operands: Node that hands channels on to its tensors that they come from.
+        operands: Node that hands channels on to its tensors that they come from, each with the
+            place of its first channel in the result.
     """
 
     def __init__(self, model: Model, ceilings: bool) -> None:
@@ -189,7 +184,7 @@ class _Search:
         self.captured = model.captured()
         self.ends = {layer.end.name: layer for layer in layers(model)}
         self.channels: dict[str, Channels] = {}
-        self.operands: dict[str, list[gs.Tensor]] = {}
+        self.operands: dict[str, list[tuple[gs.Tensor, int]]] = {}
         for node in model.graph.nodes:
             if (layer := self.ends.get(node.name)) is not None:
                 if layer.obstacle is None:
@@ -209,19 +204,29 @@ class _Search:
                 seen |= found.keys()
                 yield self._region(name, found, tangled)
 
-    def _handed(self, node: gs.Node) -> tuple[list[gs.Tensor], Channels] | None:
-        """The operands whose channels the only result of a node has, and where it has them."""
+    def _handed(self, node: gs.Node) -> tuple[list[tuple[gs.Tensor, int]], Channels] | None:
+        """As ``operands``, and where the only result of the node has those channels."""
         if node.domain or len(node.outputs) != 1 or not node.inputs or layer_of(node) is not None:
             return None
         if node.op in ("Add", "Concat"):
-            joint = joined(node, [self.channels.get(t.name) for t in node.inputs])
-            return None if joint is None else (list(node.inputs), joint)
-        x = _carrier(node)
+            return self._joined(node)
+        x = carrier(node)
         if x is None or (had := self.channels.get(x.name)) is None:
             return None
+        if node.op == "Pad":
+            grown = padded(node, had)
+            return None if grown is None else ([(x, grown[1])], grown[0])
         cuts = node.op in ("Clip", "Min")
         channels = self._cut(node, had) if cuts else passed(node, had)
-        return None if channels is None else ([x], channels)
+        return None if channels is None else ([(x, 0)], channels)
+
+    def _joined(self, node: gs.Node) -> tuple[list[tuple[gs.Tensor, int]], Channels] | None:
+        """Likewise of an Add or Concat."""
+        found = [self.channels.get(t.name) for t in node.inputs]
+        if (joint := joined(node, found)) is None:
+            return None
+        counts = [c.count if node.op == "Concat" else 0 for c in found if c is not None]
+        return list(zip(node.inputs, accumulate(counts, initial=0), strict=False)), joint
 
     def _cut(self, node: gs.Node, had: Channels) -> Channels | None:
         """What a Clip or Min passes on, if factors may cross it."""
@@ -257,10 +262,7 @@ class _Search:
     def _shared(self, node: gs.Node) -> list[tuple[gs.Tensor, int]]:
         """Tensors at a node that hands channels on, each with its first among the result's."""
         operands = self.operands.get(node.name)
-        if operands is None:
-            return []
-        steps = [self.channels[t.name].count if node.op == "Concat" else 0 for t in operands]
-        return [*zip(operands, accumulate(steps, initial=0), strict=False), (node.outputs[0], 0)]
+        return [] if operands is None else [*operands, (node.outputs[0], 0)]
 
     def _region(self, name: str, found: dict[str, tuple[gs.Tensor, int]], tangled: bool) -> Region:
         first = min(at for _, at in found.values())
@@ -323,85 +325,9 @@ class _Search:
             yield f"{layer.op} {layer.name}, which reads it: {why}"
 
 
-def made(layer: Layer) -> Channels:
-    """Where a layer's result has its channels."""
-    if layer.op in ("Conv", "ConvTranspose"):
-        return Channels(layer.c_out, "image", len(layer.weight_tensor.shape))
-    return Channels(layer.c_out, "rows" if layer.op == "Gemm" else "tokens")
-
-
-def unreadable(layer: Layer, channels: Channels) -> str | None:
-    """Why a layer's input channels are not those of its data, in order; None if they are.
-
-    Those of ``flat`` data are blocks of equal size.
-    """
-    if layer.obstacle is not None:
-        return layer.obstacle
-    if layer.data_axis == 0 or (layer.op in ("Conv", "ConvTranspose")) != bool(channels.rank):
-        return "its input channels lie along another axis"
-    blocks = channels.form == "flat" and layer.c_in % channels.count == 0
-    if layer.c_in == channels.count or blocks:
-        return None
-    return f"it has {layer.c_in} input channels, not {channels.count}"
-
-
-def joined(node: gs.Node, found: Sequence[Channels | None]) -> Channels | None:
-    """Where an Add or Concat of such operands has its channels; None if it mixes them."""
-    known = [c for c in found if c is not None]
-    if len(known) < len(found) or len({(c.form, c.rank) for c in known}) != 1:
-        return None
-    first, counts = known[0], [c.count for c in known]
-    if node.op == "Add":
-        return first if len(set(counts)) == 1 else None
-    return replace(first, count=sum(counts)) if node.attrs["axis"] in first.axes else None
-
-
 def _ceilings(node: gs.Node, channels: Channels) -> Floats | None:
     """Where a node cuts each channel off, float64 (channels,); None if it does not."""
     ends = bounds(node) if node.op in ("Clip", "Min") else None
     if ends is None or np.min(ends[1]) == np.inf:
         return None
     return np.broadcast_to(ends[1].reshape(-1).astype(np.float64), channels.count)
-
-
-def _carrier(node: gs.Node) -> gs.Tensor | None:
-    """The operand whose channels a node hands on, if it hands any on; None if there are two."""
-    if node.op == "Mul" and factor(node) is None:
-        gates = [bool(t.inputs) and t.inputs[0].op in GATES for t in node.inputs]
-        return node.inputs[gates.index(False)] if sum(gates) == 1 else None
-    return moved(node)
-
-
-def passed(node: gs.Node, had: Channels) -> Channels | None:
-    """Where the result of a node with one operand has its channels; None if it mixes them."""
-    rows, pooled = Channels(had.count, "rows"), replace(had, form="pooled")
-    if node.op in HOMOGENEOUS or factor(node) is not None:
-        return had
-    if node.op == "Mul":  # with a gate, which may have more pixels
-        return None if had.form == "pooled" else had
-    if node.op == "Resize":
-        scales = node.inputs[2] if len(node.inputs) == 3 else None
-        apart = isinstance(scales, gs.Constant) and np.all(scales.values[:2] == 1.0)
-        fills = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-        fits = had.rank and apart and not fills and "axes" not in node.attrs
-        return replace(had, form="image") if fits else None
-    if not had.rank:
-        return None
-    if node.op in POOLS:
-        return replace(had, form="image")
-    if node.op == "GlobalAveragePool":
-        return pooled
-    if node.op in ("ReduceMean", "Squeeze"):
-        over = {axis % had.rank for axis in axes_of(node) or ()}
-        if over != set(range(2, had.rank)) or (node.op == "Squeeze" and had.form != "pooled"):
-            return None
-        return pooled if node.op == "ReduceMean" and node.attrs.get("keepdims", 1) else rows
-    whole = rows if had.form == "pooled" else Channels(had.count, "flat")
-    if node.op == "Flatten":
-        return whole if node.attrs.get("axis", 1) == 1 else None
-    if node.op == "Reshape" and isinstance(node.inputs[1], gs.Constant):
-        shape = node.inputs[1].values.tolist()
-        if had.form == "pooled" and len(shape) == 2 and shape[1] in (-1, had.count):
-            return rows
-        return whole if shape == [0, -1] and not node.attrs.get("allowzero", 0) else None
-    return None

@@ -17,8 +17,8 @@ from onnxq.spec import Floats
 
 # f(x - c) = f(x) - c for x >= c >= 0; an AveragePool must not see padding.
 SHIFTED = {
-    "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Min", "PRelu",
-    "ReduceMean", "Relu", "Reshape", "Squeeze",
+    "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "Identity", "LeakyRelu", "MaxPool",
+    "Min", "PRelu", "ReduceMean", "Relu", "Reshape", "Slice", "Squeeze",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from onnxq.layers import Layer
 from onnxq.model import Model
 from onnxq.numerics import equalize
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.regions import Region, regions, unreached
+from onnxq.regions import Region, over_inputs, over_outputs, regions, unreached
 from onnxq.spec import Floats
 
 # What all channels of a region have in common spreads slowly along a deep network: mobilenetv2 of
@@ -48,7 +48,7 @@ class Equalize(Pass):
         for region in scaled:
             s = totals[region.name]
             if moved := int(np.sum(s != 1.0)):
-                _divide(model, region, s)
+                region.divide(model, s)
                 what = f"{moved} of {region.count} channels, by {s.min():.3g} to {s.max():.3g}"
                 outcome.edit(region.name, what)
         if not settled:
@@ -72,9 +72,9 @@ def _balance(scaled: list[Region]) -> tuple[dict[str, Floats], bool]:
             for region, s in zip(row, steps, strict=True):
                 totals[region.name] *= s
                 for layer, own in region.sources:
-                    largest[layer.name] /= _over_outputs(layer, s[own])
+                    largest[layer.name] /= over_outputs(layer, s[own])
                 for layer, own in region.sinks:
-                    largest[layer.name] *= _over_inputs(layer, s[own])
+                    largest[layer.name] *= over_inputs(layer, s[own])
         if settled:
             return totals, True
     return totals, False
@@ -117,26 +117,3 @@ def _ranges(row: list[Region], largest: dict[str, Floats]) -> Floats:
         last[own] = np.maximum(last[own], blocks.max(axis=1))
     between = [largest[region.sources[0][0].name].reshape(-1) for region in row[1:]]
     return np.stack([np.where(row[0].free, first, 0.0), *between, last])
-
-
-def _over_outputs(layer: Layer, s: Floats) -> Floats:
-    """Factors of output channels as they broadcast over ``by_group``, reduced or not."""
-    return s.reshape(layer.groups, -1, 1)
-
-
-def _over_inputs(layer: Layer, s: Floats) -> Floats:
-    """Factors of input channels likewise; one of a flattened channel is that of its block."""
-    return np.repeat(s, layer.c_in // len(s)).reshape(layer.groups, 1, -1)
-
-
-def _divide(model: Model, region: Region, s: Floats) -> None:
-    """Divide the channels of a region by s: all that makes them, cuts them off and reads them."""
-    for layer, own in region.sources:
-        layer.set_by_group(model, layer.by_group / _over_outputs(layer, s[own])[..., None])
-        if layer.bias is not None:
-            layer.set_bias(model, layer.bias / s[own])
-    for ceiling, own in region.ceilings:
-        ceiling.set(model, ceiling.values / s[own])
-    for layer, own in region.sinks:
-        layer.set_by_group(model, layer.by_group * _over_inputs(layer, s[own])[..., None])
-    region.shift_moments(model, np.zeros(region.count), s)

@@ -17,7 +17,9 @@ WEIGHTS = {
     "zero": np.float32(0), "one": np.float32(1), "six": np.float32(6), "two": np.float32(2),
     "hw": np.array([2, 3]), "scales": np.array([1, 1, 2, 2], np.float32), "rows": np.array([0, -1]),
     "spread": np.array([1, 2, 1, 1], np.float32), "pixels": np.array([-1, 8]), "vector": (8, 1, 1),
-    "lone": np.array([2]),
+    "lone": np.array([2]), "from": np.array([0, 1]), "to": np.array([9, 9]), "by": np.array([2, 2]),
+    "beside": np.array([0, 0, 1, 2, 0, 0, 3, 4]), "around": np.array([0, 5, 0, 0, 0, 3, 0, 0]),
+    "less": np.array([0, -1, 0, 0, 0, 1, 0, 0]), "all": np.array([1, 2]), "lr": np.array([1, 1]),
 }  # fmt: skip
 
 
@@ -55,6 +57,11 @@ def ends(region):
         "f = Flatten(a) y = Gemm(f, flat)",
         "f = Reshape(a, rows) r = Relu(f) y = MatMul(r, flat)",
         "u = Resize(a, , scales) y = Conv(u, w2)",
+        "i = Identity(a) y = Conv(i, w2)",
+        "s = Slice(a, from, to, hw, by) y = Conv(s, w2)",
+        "p = Pad(a, beside) y = Conv(p, w2)",
+        "p = Pad(a, beside, zero) y = Conv(p, w2)",
+        'p = Pad<mode="edge">(a, beside) y = Conv(p, w2)',
         "m = Mul(two, a) y = Conv(m, w2)",
         "m = Div(a, two) y = Conv(m, w2)",
         "p = ReduceMax(x) g = Sigmoid(p) m = Mul(g, a) y = Conv(m, w2)",
@@ -114,17 +121,24 @@ def test_factors_travel_from_one_layer_to_the_other(nodes):
         ("r = Concat<axis=1>(a, a) y = Conv(r, wide)",
          "its channels meet one another in another order"),
         ("r = Conv(a, w3) s = Add(a, r) y = Conv(s, w2)", "Conv_r both makes and reads it"),
-        ("y = Identity(a)", "Identity Identity_y does not hand factors on"),
+        ("s = Slice(a, from, to, all) y = Conv(s, less7)",
+         "Slice Slice_s does not hand factors on"),
+        ("s = Slice(a, from, to) y = Conv(s, w2)", "Slice Slice_s does not hand factors on"),
+        ("p = Pad(a, beside, one) y = Conv(p, w2)", "Pad Pad_p does not hand factors on"),
+        ("p = Pad(a, less) y = Conv(p, w2)", "Pad Pad_p does not hand factors on"),
+        ('p = Pad<mode="wrap">(a, around) y = Conv(p, wide)', "Pad Pad_p does not hand factors on"),
+        ("n = Shape(b1) k = Concat<axis=0>(n, n, n, n, n, n, n, n) p = Pad(a, k) y = Conv(p, wide)",
+         "Pad Pad_p does not hand factors on"),
         ("c1 = Cast<to=9>(one) y = If (c1) <then_branch = t () => (float[] u) { u = Relu(a) }, "
          "else_branch = e () => (float[] v) { v = Neg(a) }>",
          "the body of a control flow node reads a"),
     ],
 )  # fmt: skip
 def test_whatever_is_in_the_way_is_named(nodes, why):
-    opset = 14 if "HardSwish" in nodes else 17
+    opset = 14 if "HardSwish" in nodes else 19 if "wrap" in nodes else 17
     _, (region, *_) = found_in(
         f"{FIRST} {nodes}", opset=opset, one1=(1, 4, 1, 1), long=(576, 5), wf=(36, 5), wm=(6, 5),
-        wl=(5, 6), tall=(5, 1, 1, 1),
+        wl=(5, 6), tall=(5, 1, 1, 1), less7=(5, 7, 1, 1),
     )  # fmt: skip
     assert why in region.reasons.split("; ")
     assert not region.free.any()
@@ -172,6 +186,22 @@ def test_the_operands_of_a_concat_are_neighbours_whichever_is_met_first(first):
         {"Conv_v": (3, 11), "Conv_y": (0, 14)},
     )
     assert region.free.tolist() == [True] * 14
+
+
+def test_channels_keep_their_places_among_zeros_that_a_shortcut_pads():
+    nodes = f"{FIRST} p = Pad(a, around)"
+    _, (region, *_) = found_in(f"{nodes} y = Conv(p, wide)")
+    assert ends(region) == ({"Conv_a": (5, 13)}, {"Conv_y": (0, 16)})
+    assert region.free.tolist() == [False] * 5 + [True] * 8 + [False] * 3
+    _, (other, *_) = found_in(f"{FIRST} p = Pad(a, lr, , one1) y = Conv(p, ten)", opset=18,
+                              one1=np.array([1]), ten=(5, 10, 1, 1))  # fmt: skip
+    assert ends(other) == ({"Conv_a": (1, 9)}, {"Conv_y": (0, 10)})
+    _, (joint, *_) = found_in(f"{nodes} b = Conv<pads=[1,1,1,1]>(a, more) s = Add(p, b) "
+                              "y = Conv(s, wide)", more=(16, 8, 3, 3))  # fmt: skip
+    assert joint.reasons == "Conv_b both makes and reads it"
+    _, (joint, *_) = found_in(f"{nodes} b = Conv<pads=[1,1,1,1]>(x, more) s = Add(p, b) "
+                              "y = Conv(s, wide)", more=(16, 4, 3, 3))  # fmt: skip
+    assert joint.free.all()
 
 
 def test_only_the_channels_that_something_touches_are_frozen():

@@ -31,7 +31,9 @@ WEIGHTS = {
     "six": np.float32(2), "zero": np.float32(0), "two": np.float32(2), "hw": np.array([2, 3]),
     "scales": np.array([1, 1, 2, 2], np.float32), "rows": np.array([0, -1]),
     "small": normal(3, 4, 3, 3), "eleven": (2, 11, 1, 1), "squeeze": (4, 8, 1, 1),
-    "excite": (8, 4, 1, 1), "head": (5, 8, 1, 1),
+    "excite": (8, 4, 1, 1), "head": (5, 8, 1, 1), "from": np.array([0, 1]), "to": np.array([9, 9]),
+    "by": np.array([2, 2]), "beside": np.array([0, 0, 1, 2, 0, 0, 3, 4]),
+    "around": np.array([0, 5, 0, 0, 0, 3, 0, 0]), "sixteen": normal(16, 4, 1, 1),
 }  # fmt: skip
 
 PAIRS = {
@@ -49,6 +51,9 @@ PAIRS = {
     "Flatten, transposed": "f = Flatten(a) r = Relu(f) y = Gemm<transB=1>(r, tflat)",
     "Reshape": "f = Reshape(a, rows) y = MatMul(f, flat)",
     "Resize": 'u = Resize<mode="linear">(a, , scales) y = Conv(u, w2)',
+    "Identity": "r = Relu(a) i = Identity(r) y = Conv(i, w2)",
+    "Slice": "s = Slice(a, from, to, hw, by) r = Relu(s) y = Conv(r, w2)",
+    "Pad": "r = Relu(a) p = Pad(r, beside) y = Conv(p, w2)",
     "a number": "m = Mul(two, a) n = Div(m, two) y = Conv(n, w2)",
     "a grouped Conv": "r = Relu(a) y = Conv<group=2>(r, halves)",
     "a depthwise Conv": "r = Relu(a) y = Conv<group=8>(r, depth)",
@@ -71,6 +76,9 @@ NETS = {
                       "d = Conv<pads=[1,1,1,1]>(c, w3) s = Add(r, d) t = Relu(s) y = Conv(t, w2)"),
     "a concat": (1, f"{FIRST} c = Conv<pads=[1,1,1,1]>(x, small) k = Concat<axis=1>(c, a) "
                     "s = Conv(k, eleven) t = Conv(a, w2) u = ReduceMax(s) y = Add(t, u)"),
+    "a shortcut that pads": (1, f"{FIRST} r = Relu(a) s = Slice(r, from, to, hw, by) "
+        "p = Pad(s, around) b = Conv(x, sixteen) c = Slice(b, from, to, hw, by) d = Add(p, c) "
+        "e = Relu(d) y = Conv(e, wide)"),
     "a gate": (2, f"{FIRST} r = Relu(a) p = GlobalAveragePool(r) q = Conv(p, squeeze) v = Relu(q) "
                   "e = Conv(v, excite) g = HardSigmoid(e) m = Mul(r, g) y = Conv(m, head)"),
     "a ConvTranspose and a Gemm": (2, "a = ConvTranspose<group=2>(x, tw, tb) r = Relu(a) "
