@@ -18,6 +18,7 @@ from onnxq.spec import Floats
 HOMOGENEOUS = {"Identity", "LeakyRelu", "PRelu", "Relu"}
 POOLS = {"AveragePool", "MaxPool"}
 GATES = {"HardSigmoid", "Sigmoid"}
+NORMS = {"LayerNormalization", "RMSNormalization"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ def made(layer: Layer) -> Channels:
     if layer.op in ("Conv", "ConvTranspose"):
         return Channels(layer.c_out, "image", len(layer.weight_tensor.shape))
     return Channels(layer.c_out, "rows" if layer.op == "Gemm" else "tokens")
+
+
+def normed(node: gs.Node) -> Channels | None:
+    """Where a normalization has its channels; None if it gives them no constant scale each."""
+    if node.op not in NORMS or node.domain or len(node.outputs) != 1:
+        return None
+    scale, *offset = (t for t in node.inputs[1:] if not t.is_empty())
+    constant = all(isinstance(t, gs.Constant) and t.dtype == np.float32 for t in (scale, *offset))
+    whole = constant and scale.values.ndim == 1 and node.attrs.get("axis", -1) == -1
+    return Channels(scale.values.size, "tokens") if whole else None
 
 
 def unreadable(layer: Layer, channels: Channels) -> str | None:
@@ -93,6 +104,9 @@ def passed(node: gs.Node, had: Channels) -> Channels | None:
     rows, pooled = Channels(had.count, "rows"), replace(had, form="pooled")
     if node.op in HOMOGENEOUS or factor(node) is not None:
         return had
+    if node.op == "Transpose":
+        order = node.attrs.get("perm", [])
+        return had if had.form == "tokens" and order and order[-1] == len(order) - 1 else None
     if node.op == "Mul":  # with a gate, which may have more pixels
         return None if had.form == "pooled" else had
     if node.op == "Resize":
@@ -105,8 +119,8 @@ def passed(node: gs.Node, had: Channels) -> Channels | None:
         return None
     if node.op == "Slice":
         axes = axes_of(node, 3)
-        apart = axes is not None and all(axis % had.rank >= 2 for axis in axes)
-        return replace(had, form="image") if apart else None
+        pixels = axes is not None and all(axis % had.rank >= 2 for axis in axes)
+        return replace(had, form="image") if pixels else None
     if node.op in POOLS:
         return replace(had, form="image")
     if node.op == "GlobalAveragePool":
@@ -139,7 +153,7 @@ def padded(node: gs.Node, had: Channels) -> tuple[Channels, int] | None:
     ends = np.zeros((2, had.rank), int)
     ends[:, [axis % had.rank for axis in axes]] = sizes.values.reshape(2, -1)
     before, behind = (int(end) for end in ends[:, 1])
-    constant = node.attrs.get("mode", "constant") == "constant"
-    if min(before, behind) < 0 or not (pads_zeros(node) if constant else before == behind == 0):
+    fills = node.attrs.get("mode", "constant") == "constant"
+    if min(before, behind) < 0 or not (pads_zeros(node) if fills else before == behind == 0):
         return None
     return Channels(before + had.count + behind, "image", had.rank), before

@@ -278,7 +278,7 @@ def is_product(node: gs.Node) -> bool:
 def pads_zeros(node: gs.Node) -> bool:
     """Whether the constant that a Pad writes, in its mode of that name, is known to be zero."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    return value is None or value.is_empty() or (_constant(value) and not value.values.any())
+    return value is None or value.is_empty() or (_constant(value) and not bool(value.values.any()))
 
 
 def _moves(node: gs.Node) -> bool:

@@ -24,6 +24,7 @@ from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.correct_variance import CorrectVariance
 from onnxq.passes.distill import Distill
+from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.insert_qdq import InsertQdq
@@ -42,9 +43,9 @@ ActBits = int | Literal["float"]
 ORDER = tuple(
     kind.name
     for kind in (
-        AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma, CompensateRounding,
-        CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma, LearnRounding,
-        ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
+        EqualizeActivations, AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma,
+        CompensateRounding, CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma,
+        LearnRounding, ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
     )
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from onnxq.passes.distill import Distill
 from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.equalize import Equalize
+from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
@@ -63,6 +64,7 @@ def build(
     act_range: str | None = None,
     exact: tuple[Pass, ...] = (),
     narrow: tuple[Pass, ...] = (),
+    equalized: bool = False,
     before: tuple[Pass, ...] = (),
     after: tuple[Pass, ...] = (),
     per_channel: bool = True,
@@ -75,7 +77,8 @@ def build(
     """The recipe that flags describe, with passes of its own between the usual ones.
 
     ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes, and
-    ``narrow`` behind all other exact ones, where activations have fewer than 8 bits.
+    ``narrow`` behind all other exact ones, where activations have fewer than 8 bits. There, with
+    ``equalized``, activations are equalized before all that.
 
     Levels that are not chosen are uniform or, with ``clusters`` and a width that has them, what the
     weights cluster to: a symmetric uniform grid leaves one of its 2^b codes unused.
@@ -105,6 +108,9 @@ def build(
         expansion = () if act_bits == "float" else EXPANSION
         if act_bits not in ("float", 8):
             expansion += narrow
+            if equalized:
+                widths = {"bits": act_bits, "weights": weights.bits}
+                before = (EqualizeActivations.of(widths), *before)
         steps: tuple[Pass, ...] = (*PREPARATION, *exact, *expansion, *before, weights)
         if act_bits != "float":
             # Clipping pays only where levels are few.
@@ -124,6 +130,7 @@ class Named(TypedDict, total=False):
     act_range: str
     exact: tuple[Pass, ...]
     narrow: tuple[Pass, ...]
+    equalized: bool
     before: tuple[Pass, ...]
     after: tuple[Pass, ...]
 
@@ -172,6 +179,8 @@ NAMED: dict[str, tuple[str, Named]] = {
             "clusters": True,
             "weight_range": "mse",
             "act_range": "mse",
+            "narrow": (ForkResiduals(),),
+            "equalized": True,
             "after": (CompensateRounding(), CorrectBias()),
         },
     ),
@@ -202,6 +211,7 @@ NAMED: dict[str, tuple[str, Named]] = {
             "weight_range": "mse",
             "act_range": "mse",
             "narrow": (ForkResiduals(),),
+            "equalized": True,
             "after": (CompensateRounding(), CorrectBias(), Distill(weights=2e-3)),
         },
     ),

@@ -16,6 +16,10 @@ channels, and the model computes what it did. What lies between must hand the fa
 | Flatten, Reshape to rows, Squeeze                 | a channel becomes a block of neighbours   |
 | Min with a ceiling of each channel                | min(x, c) / s = min(x / s, c / s)         |
 | Clip(0, c), where ceilings are wanted             | it is a Relu and such a Min               |
+| Transpose of tokens                               | if it leaves the channels the last axis   |
+
+Where norms are wanted, a LayerNormalization or RMSNormalization makes channels, too: its scale and
+offset are divided.
 
 Whatever else touches a channel freezes it: its factor is 1, and the region says why.
 """
@@ -27,7 +31,7 @@ from itertools import accumulate
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.channels import Channels, carrier, joined, made, padded, passed, unreadable
+from onnxq.channels import Channels, carrier, joined, made, normed, padded, passed, unreadable
 from onnxq.layers import Layer, layer_of, layers
 from onnxq.model import Model
 from onnxq.placement import READERS_OF_SHAPE, bounds, moved
@@ -78,6 +82,7 @@ class Region:
         name: The first tensor.
         count: Channels, those of all operands of a Concat together.
         sources: Layers whose output channels they are.
+        norms: Normalizations whose results they are.
         sinks: Layers that read them; of flattened ones, each is a block of input channels.
         between: Nodes that hand them on.
         ceilings: Those of them that cut channels off.
@@ -87,6 +92,7 @@ class Region:
     name: str
     count: int = 0
     sources: list[tuple[Layer, slice]] = field(default_factory=list)
+    norms: list[tuple[gs.Node, slice]] = field(default_factory=list)
     sinks: list[tuple[Layer, slice]] = field(default_factory=list)
     between: list[gs.Node] = field(default_factory=list)
     ceilings: list[tuple[Ceiling, slice]] = field(default_factory=list)
@@ -97,7 +103,7 @@ class Region:
         """Which channels can take a factor, bool (count,): made and read, and nothing against."""
         made, read, held = (
             _mask(self.count, [own for _, own in found])
-            for found in (self.sources, self.sinks, self.obstacles)
+            for found in ([*self.sources, *self.norms], self.sinks, self.obstacles)
         )
         return np.asarray(made & read & ~held)
 
@@ -113,6 +119,11 @@ class Region:
             layer.set_by_group(model, layer.by_group / over_outputs(layer, s[own])[..., None])
             if layer.bias is not None:
                 layer.set_bias(model, layer.bias / s[own])
+        for norm, own in self.norms:
+            for i, tensor in enumerate(norm.inputs[1:], start=1):
+                if isinstance(tensor, gs.Constant):
+                    values = (tensor.values / s[own]).astype(np.float32)
+                    norm.inputs[i] = model.constant(tensor.name, values)
         for ceiling, own in self.ceilings:
             ceiling.set(model, ceiling.values / s[own])
         for layer, own in self.sinks:
@@ -129,14 +140,15 @@ class Region:
             model.moments.pop(node.outputs[0].name, None)
 
 
-def regions(model: Model, ceilings: bool = False) -> list[Region]:
+def regions(model: Model, ceilings: bool = False, norms: bool = False) -> list[Region]:
     """The regions behind the layers of a model, in its order; no two share a tensor.
 
     Args:
         model: Its nodes are sorted.
         ceilings: Whether a Clip(0, c) may become a Relu and a Min.
+        norms: Whether normalizations make channels, too; their regions come last.
     """
-    return list(_Search(model, ceilings))
+    return list(_Search(model, ceilings, norms))
 
 
 def unreached(model: Model, found: Sequence[Region]) -> Iterator[tuple[str, str]]:
@@ -174,21 +186,27 @@ class _Search:
     """Iterates over the regions: each is flooded from the output of a layer.
 
     Attributes:
-        channels: Of every tensor whose channels layers make, by name.
+        ends: Layers by the name of the node at their end.
+        norms: Normalizations that make channels, by name.
+        channels: Of every tensor whose channels these make, by name.
         operands: Node that hands channels on to its tensors that they come from, each with the
             place of its first channel in the result.
     """
 
-    def __init__(self, model: Model, ceilings: bool) -> None:
+    def __init__(self, model: Model, ceilings: bool, norms: bool) -> None:
         self.model, self.ceilings = model, ceilings
         self.captured = model.captured()
         self.ends = {layer.end.name: layer for layer in layers(model)}
+        self.norms: dict[str, gs.Node] = {}
         self.channels: dict[str, Channels] = {}
         self.operands: dict[str, list[tuple[gs.Tensor, int]]] = {}
         for node in model.graph.nodes:
             if (layer := self.ends.get(node.name)) is not None:
                 if layer.obstacle is None:
                     self.channels[layer.output.name] = made(layer)
+            elif norms and (scaled := normed(node)) is not None:
+                self.norms[node.name] = node
+                self.channels[node.outputs[0].name] = scaled
             elif (handed := self._handed(node)) is not None:
                 self.operands[node.name], self.channels[node.outputs[0].name] = handed
 
@@ -201,6 +219,11 @@ class _Search:
                 yield Region(name, obstacles=[(why, slice(0))])
             elif name not in seen:
                 found, tangled = self._flood(layer.output)
+                seen |= found.keys()
+                yield self._region(name, found, tangled)
+        for node in self.norms.values():
+            if (name := node.outputs[0].name) not in seen:
+                found, tangled = self._flood(node.outputs[0])
                 seen |= found.keys()
                 yield self._region(name, found, tangled)
 
@@ -274,6 +297,8 @@ class _Search:
             maker = tensor.inputs[0]
             if (layer := self.ends.get(maker.name)) is not None:
                 region.sources.append((layer, own))
+            elif maker.name in self.norms:
+                region.norms.append((maker, own))
             else:
                 region.between.append(maker)
                 if (values := _ceilings(maker, channels)) is not None:

@@ -50,7 +50,7 @@ def _is_size(part: gs.Tensor, data: gs.Tensor, axis: int) -> bool:
     scalar = node is not None and node.op == "Unsqueeze" and axes_of(node) == [0]
     if node is not None and scalar:
         node = _maker(node.inputs[0])
-    ends = (axis, axis + 1)
+    ends: tuple[int, int | None] = (axis, axis + 1)
     if node is not None and node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
         if node.inputs[1].values.tolist() != (axis if scalar else [axis]):
             return False

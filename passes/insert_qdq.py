@@ -201,8 +201,8 @@ class _Emitter:
             self._dequantize(codes, result, params)
 
     def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: Ints, high: Ints) -> None:
-        if low.ndim == high.ndim == 0:
-            ends = (self.storage.shared(f"code{n}", n) for n in (low, high))
+        if np.ptp(low) == np.ptp(high) == 0:  # a Clip is faster than a Min
+            ends = (self.storage.shared(f"code{n.min()}", np.asarray(n.min())) for n in (low, high))
             self.model.add("Clip", [codes, *ends], result)
             return
         if low.any():

@@ -230,8 +230,8 @@ class LayerInput(Histogram):
             sample.merge(other.samples[window])
 
 
-class ChannelRange:
-    """Range per channel of a tensor (n, ..., c at ``axis``, ...).
+class ChannelMoments:
+    """Range, mean and standard deviation per channel of a tensor (n, ..., c at ``axis``, ...).
 
     Attributes:
         lo: float64 (channels,).
@@ -242,30 +242,6 @@ class ChannelRange:
         self.axis = axis
         self.lo = np.array(math.inf)
         self.hi = np.array(-math.inf)
-
-    @property
-    def largest(self) -> Floats:
-        """Largest absolute value per channel."""
-        return np.maximum(-self.lo, self.hi)
-
-    def update(self, x: Floats) -> None:
-        """Fold one batch in."""
-        if x.size == 0:
-            return
-        others = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
-        self.lo = np.minimum(self.lo, x.min(axis=others).astype(np.float64))
-        self.hi = np.maximum(self.hi, x.max(axis=others).astype(np.float64))
-
-    def merge(self, other: "ChannelRange") -> None:
-        """Fold another observer in."""
-        self.lo, self.hi = np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi)
-
-
-class ChannelMoments(ChannelRange):
-    """Range, mean and standard deviation per channel."""
-
-    def __init__(self, axis: int = 1) -> None:
-        super().__init__(axis)
         self._count = 0
         self._sum = np.array(0.0)
         self._squares = np.array(0.0)
@@ -274,17 +250,16 @@ class ChannelMoments(ChannelRange):
         """Fold one batch in."""
         if x.size == 0:
             return
-        super().update(x)
         rows = np.moveaxis(x, self.axis, 0).reshape(x.shape[self.axis], -1).astype(np.float64)
+        self.lo = np.minimum(self.lo, rows.min(axis=1))
+        self.hi = np.maximum(self.hi, rows.max(axis=1))
         self._count += rows.shape[1]
         self._sum = self._sum + rows.sum(axis=1)
         self._squares = self._squares + (rows**2).sum(axis=1)
 
-    def merge(self, other: ChannelRange) -> None:
-        """Fold other moments in."""
-        if not isinstance(other, ChannelMoments):
-            raise TypeError("moments merge with moments")
-        super().merge(other)
+    def merge(self, other: "ChannelMoments") -> None:
+        """Fold another observer in."""
+        self.lo, self.hi = np.minimum(self.lo, other.lo), np.maximum(self.hi, other.hi)
         self._count += other._count
         self._sum = self._sum + other._sum
         self._squares = self._squares + other._squares

@@ -1,0 +1,158 @@
+"""Channels of activations on one grid: the float function stays, and rounding errs less."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxq import pipeline, recipes
+from onnxq.layers import layers
+from onnxq.model import from_proto
+from onnxq.passes.equalize_activations import EqualizeActivations
+from onnxq.passes.fork_residuals import ForkResiduals
+from tests.graphs import build, feeds, ops, quantize, run
+from tests.passes.test_absorb_bias import calibration
+
+HEAD = "(float[16,4,6,6] x) => (float[] y)"
+FIRST = "a = Conv<pads=[1,1,1,1]>(x, w1, b1)"
+UNEVEN = np.logspace(-1, 1, 8, dtype=np.float32)
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+
+
+WEIGHTS = {
+    "w1": normal(8, 4, 3, 3) * UNEVEN.reshape(-1, 1, 1, 1), "b1": normal(8) * UNEVEN,
+    "w2": normal(5, 8, 1, 1), "w3": normal(8, 8, 3, 3), "depth": (8, 1, 3, 3), "flat": (288, 5),
+    "wide": (5, 16, 1, 1), "zero": np.float32(0), "six": np.float32(6),
+    "even": normal(8, 4, 3, 3), "gain": UNEVEN, "offset": 0.1 * UNEVEN, "last": normal(8, 5),
+    "w0": normal(6, 8),
+}  # fmt: skip
+
+
+def equalized(nodes, *before, head=HEAD, opset=17, **options):
+    proto = build(f"{head} {{ {nodes} }}", opset=opset, **WEIGHTS)
+    model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    samples = [feeds(proto, seed) for seed in range(4)]
+    step = EqualizeActivations(**options)
+    outcomes = pipeline.run(model, (*before, step), calibration(samples))
+    return proto, model, outcomes[step.name]
+
+
+def assert_same(proto, model, times=1.0):
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    values = {name: times * x for name, x in feeds(proto).items()}
+    before, found = run(proto, values)["y"], run(model.to_proto(), values)["y"]
+    np.testing.assert_allclose(found, before, atol=1e-5 * np.abs(before).max())
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "r = Relu(a) y = Conv<pads=[1,1,1,1]>(r, w3)",
+        "r = Relu(a) f = Flatten(r) y = Gemm(f, flat)",
+        "r = Relu(a) d = Conv<group=8>(r, depth) s = Relu(d) y = Conv(s, w2)",
+        "r = Relu(a) s = Conv(r, w2) t = Conv(r, w2) y = Add(s, t)",
+        "r = Relu(a) i = Identity(r) k = Concat<axis=1>(r, r) s = Conv(i, w2) m = ReduceMax(k) "
+        "y = Add(s, m)",
+        "r = Clip(a, zero, six) y = Conv(r, w2)",
+    ],
+)
+def test_the_function_stays_and_channels_come_together(nodes):
+    proto, model, outcome = equalized(f"{FIRST} {nodes}")
+    if "Concat" in nodes:
+        assert not outcome.edits
+        assert "does not hand factors on" in outcome.skips[0].why
+        return
+    assert outcome.edits[0].where == "a"
+    assert_same(proto, model, times=5)  # beyond what was seen, too
+    values = feeds(proto)
+    before, found = (
+        run(m, values, taps=["r"])["r"].max(axis=(0, 2, 3)) for m in (proto, model.to_proto())
+    )
+    assert np.ptp(np.log(found)) < 0.6 * np.ptp(np.log(before))
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_normalization_is_divided_where_layers_read_it(op, turned):
+    read = "t = Transpose<perm=[1,0,2]>(n) y = MatMul(t, last)" if turned else "y = MatMul(n, last)"
+    norm = f"n = {op}<axis=-1>(p, gain{', offset' if op.startswith('L') else ''})"
+    nodes = f"p = MatMul(x, w0) {norm} {read}"
+    proto, model, outcome = equalized(nodes, head="(float[4,7,6] x) => (float[] y)", opset=23)
+    assert [edit.where for edit in outcome.edits] == ["n"]
+    assert_same(proto, model)
+    norm = next(node for node in model.graph.nodes if node.op == op)
+    assert np.ptp(np.log(norm.inputs[1].values)) < 0.5 * np.ptp(np.log(UNEVEN))
+
+
+def test_an_other_reader_of_a_normalizations_scale_keeps_it():
+    nodes = ("p = MatMul(x, w0) n = LayerNormalization<axis=-1>(p, gain, offset) "
+             "m = MatMul(n, last) z = Mul(p, gain) k = ReduceMax(z) y = Add(m, k)")  # fmt: skip
+    proto, model, outcome = equalized(nodes, head="(float[4,7,6] x) => (float[] y)")
+    assert outcome.edits
+    assert_same(proto, model)
+
+
+@pytest.mark.parametrize(
+    ("norm", "read"),
+    [
+        ("LayerNormalization<axis=1>(p, both)", "MatMul(n, last)"),
+        ("LayerNormalization<axis=-1>(p, one)", "MatMul(n, last)"),
+        ("LayerNormalization<axis=-1>(p, g)", "MatMul(n, last)"),
+        ("LayerNormalization<axis=-1>(p, gain)", "Relu(n)"),
+    ],
+)
+def test_a_normalization_without_a_scale_of_each_channel_stays(norm, read):
+    proto = build(
+        f"(float[4,7,6] x) => (float[] y) {{ p = MatMul(x, w0) g = Abs(gain) "
+        f"n = {norm} y = {read} }}",
+        both=normal(7, 8), one=normal(1), **WEIGHTS,
+    )  # fmt: skip
+    model = from_proto(proto)
+    outcome = pipeline.run(
+        model, (EqualizeActivations(),), calibration([feeds(proto, s) for s in range(2)])
+    )["equalize-activations"]
+    assert not outcome.edits
+
+
+def test_what_a_residual_connection_and_its_fork_carry_is_one_region():
+    nodes = (
+        f"{FIRST} r = Relu(a) b = Conv<pads=[1,1,1,1]>(x, w1) c = Relu(b) s = Add(r, c) "
+        "t = Relu(s) u = Conv(t, w2) v = ReduceMax(u) k = Conv(r, w2) y = Add(k, v)"
+    )
+    proto, model, outcome = equalized(nodes, ForkResiduals())
+    assert "Identity" in ops(model)
+    assert [edit.where for edit in outcome.edits] == ["a"]
+    assert_same(proto, model)
+
+
+def test_what_gains_little_is_left_alone_with_the_figure():
+    nodes = "b = Conv<pads=[1,1,1,1]>(x, even) r = Relu(b) y = Conv<pads=[1,1,1,1]>(r, w3)"
+    _, model, outcome = equalized(nodes, bits=8, weights=2)
+    told = {skip.where: skip.why for skip in outcome.skips}
+    assert not outcome.edits
+    assert told["b"].startswith("of its noise ") and told["b"].endswith("% would be left")
+    assert told["y"] == "y is an output of the model"
+    np.testing.assert_array_equal(next(layers(model)).weight, WEIGHTS["even"])
+
+
+def test_ceilings_beyond_the_grid_are_one_clip_of_codes(tmp_path):
+    proto = build(
+        f"{HEAD} {{ {FIRST} r = Relu(a) m = Min(r, far) d = Conv<group=8>(m, depth) s = Relu(d) "
+        "y = Conv(s, w2) }",
+        far=np.linspace(90, 99, 8, dtype=np.float32).reshape(1, 8, 1, 1), **WEIGHTS,
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path, act_bits=4)
+    assert len(report.kernels.integer) == 3
+    assert report.kernels.operators.keys() & {"Min", "Clip"} == {"Clip"}
+
+
+@pytest.mark.parametrize(("act_bits", "there"), [(4, True), (7, True), (8, False)])
+@pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
+def test_recipes_have_it_where_activations_are_narrow(quality, act_bits, there):
+    recipe = recipes.plan(quality, bits=3, act_bits=act_bits, calibrated=True)
+    found = [step for step in recipe.passes if isinstance(step, EqualizeActivations)]
+    expected = [EqualizeActivations(bits=act_bits, weights=3)] if there else []
+    assert found == (expected if quality != "fast" else [])
