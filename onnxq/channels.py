@@ -96,7 +96,7 @@ def carrier(node: gs.Node) -> gs.Tensor | None:
     if node.op == "Mul" and factor(node) is None:
         gates = [bool(t.inputs) and t.inputs[0].op in GATES for t in node.inputs]
         return node.inputs[gates.index(False)] if sum(gates) == 1 else None
-    return moved(node)
+    return None if node.op == "PRelu" and node.inputs[1] is node.inputs[0] else moved(node)
 
 
 def passed(node: gs.Node, had: Channels) -> Channels | None:

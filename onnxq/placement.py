@@ -288,7 +288,7 @@ def _moves(node: gs.Node) -> bool:
     if node.op not in MOVES or node.domain:
         return False
     if node.op in ("Clip", "Min"):
-        return bounds(node) is not None
+        return bounds(node) is not None and not _widens(node)
     if node.op == "MaxPool":
         return len(node.outputs) == 1
     if node.op == "Pad":
@@ -297,6 +297,18 @@ def _moves(node: gs.Node) -> bool:
         extrapolates = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
         return node.attrs.get("mode", "nearest") == "nearest" and not extrapolates
     return not _constant(node.inputs[0])
+
+
+def _widens(node: gs.Node) -> bool:
+    """Whether the constant of a Min is known to give more axes or channels than the data have."""
+    tensor = moved(node)
+    while tensor.inputs and tensor.inputs[0].op in ACTIVATIONS:
+        tensor = moved(tensor.inputs[0])
+    layer = layer_of(tensor.inputs[0]) if tensor.inputs else None
+    if node.op != "Min" or layer is None or layer.op == "MatMul":
+        return False
+    (constant,) = (t.values for t in node.inputs if _constant(t))
+    return constant.ndim > len(layer.weight_tensor.shape) or constant.size > layer.c_out
 
 
 def _obstacle(model: Model, node: gs.Node) -> str | None:

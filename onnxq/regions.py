@@ -204,7 +204,7 @@ class _Search:
             if (layer := self.ends.get(node.name)) is not None:
                 if layer.obstacle is None:
                     self.channels[layer.output.name] = made(layer)
-            elif norms and (scaled := normed(node)) is not None:
+            elif norms and node.name not in model.kept_float and (scaled := normed(node)):
                 self.norms[node.name] = node
                 self.channels[node.outputs[0].name] = scaled
             elif (handed := self._handed(node)) is not None:
@@ -304,7 +304,8 @@ class _Search:
                 if (values := _ceilings(maker, channels)) is not None:
                     region.ceilings.append((Ceiling(maker, channels, values), own))
             for reader in tensor.outputs:
-                if (sink := layer_of(reader)) is not None and sink.data is tensor:
+                sink = layer_of(reader)
+                if sink is not None and sink.data is tensor and not unreadable(sink, channels):
                     region.sinks.append((sink, own))
             region.obstacles += [(why, own) for why in self._against(tensor, channels)]
         whole = slice(0, region.count)
@@ -346,6 +347,8 @@ class _Search:
 
     def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
         why = self.model.kept_float.get(layer.name) or unreadable(layer, channels)
+        if why is None and sum(t is layer.data for t in layer.node.inputs) > 1:
+            why = "it is its bias, too"
         if why is not None:
             yield f"{layer.op} {layer.name}, which reads it: {why}"
 

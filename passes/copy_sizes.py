@@ -21,23 +21,25 @@ class CopySizes(Pass):
         for node in model.graph.nodes:
             if node.op != "Reshape" or node.domain or node.attrs.get("allowzero", 0):
                 continue
-            if (shape := _shape(node)) is not None:
+            if (shape := _shape(model, node)) is not None:
                 name = node.inputs[1].name
                 node.inputs[1] = model.constant(name, np.array(shape, np.int64))
                 outcome.edit(node.name, f"to {shape}")
         return outcome
 
 
-def _shape(node: gs.Node) -> list[int] | None:
+def _shape(model: Model, node: gs.Node) -> list[int] | None:
     """The target of a Reshape as constants, with 0 for what it copies; None if it is more."""
     data, target = node.inputs
-    if not target.inputs or target.inputs[0].op != "Concat":
+    joined = _maker(target)
+    if joined is None or joined.op != "Concat":
         return None
+    rank = model.ranks().get(data.name, 1)
     shape: list[int] = []
-    for part in target.inputs[0].inputs:
+    for part in joined.inputs:
         if isinstance(part, gs.Constant):
             shape += part.values.reshape(-1).tolist()
-        elif _is_size(part, data, len(shape)):
+        elif len(shape) < rank and _is_size(part, data, len(shape)):
             shape.append(0)
         else:
             return None

@@ -21,7 +21,10 @@ ROUNDS, TOLERANCE = 1000, 1e-3
 
 
 class Equalize(Pass):
-    """Scale the channels between layers so that the weights on both sides have equal ranges.
+    """Scale the channels behind one layer so that the weights on both sides have equal ranges.
+
+    What residual connections or concatenations bring together from several layers stays as it is,
+    as in the source: one factor for the weights of all of them does more harm than good.
 
     Attributes:
         ceilings: Go through Clip(0, c), too, which becomes a Relu and a Min with a ceiling for
@@ -39,11 +42,11 @@ class Equalize(Pass):
         outcome = Outcome()
         found = regions(model, self.ceilings)
         for region in found:
-            if region.reasons:
-                outcome.skip(region.name, region.reasons)
+            if why := region.reasons or _joint(region):
+                outcome.skip(region.name, why)
         for name, why in unreached(model, found):
             outcome.skip(name, why)
-        scaled = [region for region in found if region.free.any()]
+        scaled = [region for region in found if region.free.any() and not _joint(region)]
         totals, settled = _balance(scaled)
         for region in scaled:
             s = totals[region.name]
@@ -54,6 +57,12 @@ class Equalize(Pass):
         if not settled:
             outcome.remark("model", f"ranges were still moving after {ROUNDS} rounds")
         return outcome
+
+
+def _joint(region: Region) -> str:
+    """Why a region is left alone though factors may cross it; empty if it is not."""
+    makers = [layer.name for layer, _ in region.sources]
+    return f"{len(makers)} layers make it, {makers[0]} first" if len(makers) > 1 else ""
 
 
 def _balance(scaled: list[Region]) -> tuple[dict[str, Floats], bool]:

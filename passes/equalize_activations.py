@@ -55,8 +55,12 @@ class EqualizeActivations(Pass):
             if not region.free.any():
                 outcome.skip(region.name, region.reasons or "no layer both makes and reads it")
                 continue
-            s, noise = smoothing.factors(_reads(region, statistics), region.free, self.bits, rho)
-            if noise > 1.0 - LEAST_GAIN:
+            reads = _reads(region, statistics)
+            if not all(read.rows.size for read in reads):
+                outcome.skip(region.name, "layers read nothing of it on the calibration data")
+                continue
+            s, noise = smoothing.factors(reads, region.free, self.bits, rho)
+            if not noise <= 1.0 - LEAST_GAIN:
                 outcome.skip(region.name, f"of its noise {noise:.0%} would be left")
                 continue
             region.divide(model, s)
@@ -88,5 +92,6 @@ def _reads(region: Region, statistics: Statistics) -> list[Read]:
 def _rows(sample: Observer, count: int) -> Floats:
     """A sample as (n, channels): those of a flattened channel are below each other."""
     assert isinstance(sample, RowSample)
-    rows = sample.rows[0]
-    return np.asarray(rows.reshape(len(rows), count, -1).swapaxes(1, 2).reshape(-1, count))
+    (rows,) = sample.rows
+    blocks = rows.reshape(len(rows), count, rows.shape[1] // count)
+    return np.asarray(blocks.swapaxes(1, 2).reshape(-1, count))

@@ -129,6 +129,7 @@ def test_factors_travel_from_one_layer_to_the_other(nodes):
         ('p = Pad<mode="wrap">(a, around) y = Conv(p, wide)', "Pad Pad_p does not hand factors on"),
         ("n = Shape(b1) k = Concat<axis=0>(n, n, n, n, n, n, n, n) p = Pad(a, k) y = Conv(p, wide)",
          "Pad Pad_p does not hand factors on"),
+        ("r = PRelu(a, a) y = Conv(r, w2)", "PRelu PRelu_r does not hand factors on"),
         ("c1 = Cast<to=9>(one) y = If (c1) <then_branch = t () => (float[] u) { u = Relu(a) }, "
          "else_branch = e () => (float[] v) { v = Neg(a) }>",
          "the body of a control flow node reads a"),
@@ -222,6 +223,25 @@ def test_a_channel_without_a_reader_is_not_free_and_a_region_without_one_says_so
     _, (region,) = found_in("a = Conv(x, w2b) n = Shape(a) y = Cast<to=1>(n)", w2b=(8, 4, 1, 1))
     assert region.reasons == "no layer reads it"
     assert not region.free.any()
+
+
+def test_a_layer_that_adds_what_it_reads_is_in_the_way():
+    _, (region, *_) = found_in("a = Gemm(x, g) r = Relu(a) y = Gemm(r, h, r)", g=(6, 8), h=(8, 8),
+                               head="(float[2,6] x) => (float[] y)")  # fmt: skip
+    assert region.reasons == "Gemm Gemm_y, which reads it: it is its bias, too"
+
+
+@pytest.mark.parametrize(
+    "odd", ["MatMul(a, wm)", "MatMul(wl, a)", "MatMul(a, batch)", "Gemm<transA=1>(f, deep)"]
+)
+def test_a_layer_that_reads_along_another_axis_is_no_sink_of_what_stays_free(odd):
+    _, (region, *_) = found_in(
+        f"{FIRST} f = Flatten<axis=0>(a) b = Conv<pads=[1,1,1,1]>(x, w1) k = Concat<axis=1>(a, b) "
+        f"m = {odd} n = ReduceMax(m) t = Conv(k, wide) y = Add(t, n)",
+        wm=(6, 5), wl=(5, 6), batch=(2, 8, 6, 3), deep=(1, 3),
+    )  # fmt: skip
+    assert [layer.name for layer, _ in region.sinks] == ["Conv_t"]
+    assert region.free.tolist() == [False] * 8 + [True] * 8
 
 
 def test_a_layer_that_is_kept_float_is_left_alone_at_both_ends():

@@ -27,6 +27,8 @@ from onnxq.spec import Array, Floats
 
 # Steps that are tried for a channel, relative to the one that cuts nothing off.
 TRIED = np.exp2(np.arange(24, -31, -1) / 6)
+# A channel with steps below this, or below that part of the largest, is dead for float32.
+TINY, LEAST = 1e-36, 1e-8
 # What either kind of noise of weights is weighed with, see _least.
 WEIGHED = np.exp2(np.arange(-6, 7))
 # What rounding that makes up for itself (GPTQ) leaves of the error of weights: W4A8 and W4A4 of
@@ -47,6 +49,11 @@ class Read:
     own: slice
     rows: Floats
     layers: Sequence[tuple[int, Floats]]
+
+    def without(self, dead: Array) -> "Read":
+        """The same with no weights for channels that are dead, bool (all channels,)."""
+        layers = [(groups, power * ~dead[self.own]) for groups, power in self.layers]
+        return replace(self, layers=layers)
 
     @property
     def energy(self) -> Floats:
@@ -80,7 +87,8 @@ def factors(reads: Sequence[Read], free: Array, bits: int, rho: float) -> tuple[
     """
     reads = [_finite(read) for read in reads]
     whole, ends = _grids(reads, free.size, bits)
-    alive = whole > 0.0
+    alive = whole > max(TINY, LEAST * whole.max(initial=0.0))
+    reads = [read.without(~alive) for read in reads]
     taking, held = alive & free, alive & ~free
     if not taking.any():
         return np.ones(free.size), 1.0
@@ -102,7 +110,7 @@ def _finite(read: Read) -> Read:
 
 
 def _grids(reads: Sequence[Read], count: int, bits: int) -> tuple[Floats, tuple[int, int]]:
-    """Steps that cut no channel off, 0 for the dead, and the codes that all grids end at."""
+    """Steps at which no channel is cut off, 0 where nothing is, and the codes that grids end at."""
     power, lo, hi = np.zeros((3, count))
     for read in reads:
         power[read.own] += read.power
@@ -143,8 +151,10 @@ def _rounded(reads: Sequence[Read], steps: Floats, ends: tuple[int, int]) -> Flo
     found = np.zeros(steps.shape)
     for read in reads:
         for k, step in enumerate(steps[read.own].astype(np.float32).T):
-            error = read.rows - np.rint(read.rows / step).clip(*ends) * step
-            found[read.own, k] += read.power * np.square(error, dtype=np.float64).mean(axis=0)
+            error = read.rows / step
+            error -= np.rint(error).clip(*ends)
+            mean = np.einsum("ij,ij->j", error, error) / len(error)
+            found[read.own, k] += read.power * mean * step.astype(np.float64) ** 2
     return found
 
 

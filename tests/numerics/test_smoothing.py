@@ -141,9 +141,28 @@ def test_what_is_dead_or_not_finite_stays(nothing):
     assert s[2] == 1.0
     np.testing.assert_allclose(s[:2], others)
     assert ratio == pytest.approx(expected)
-    assert np.isfinite(smoothing.factors([read(x, np.ones(3))], everywhere(x), 4, 1e-3)[1])
     unread, _ = smoothing.factors([read(sample([1, 5, 1]), [1, 1, 0])], everywhere(x), 4, 1e-3)
     assert unread[2] == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_dead_have_no_say_over_weights_at_any_scale(scale):
+    x = np.pad(scale * sample([1.0, 5.0, 0.5, 2.0]), [(0, 0), (0, 4)])
+    power = np.array([1.0, 0.5, 2.0, 1.0, 9.0, 9.0, 9.0, 9.0])
+    s, ratio = smoothing.factors([read(x, power)], everywhere(x), 4, 1e-2)
+    alone = np.where(np.arange(8) < 4, power, 0.0)
+    expected, noise = smoothing.factors([read(x, alone)], everywhere(x), 4, 1e-2)
+    np.testing.assert_array_equal(s, expected)
+    assert ratio == noise < 1
+
+
+@pytest.mark.parametrize("tiny", [1e-20, 1e-40, 1e-44])
+def test_factors_are_none_that_weights_could_not_bear(tiny):
+    x = (sample([1.0, 5.0, 1.0]) * np.array([1, 1, tiny])).astype(np.float32)
+    s, ratio = smoothing.factors([read(x, np.ones(3))], everywhere(x), 4, 1e-3)
+    assert s[2] == 1.0
+    assert s[1] / s[0] > 1.5
+    assert ratio < 1
 
 
 def test_nothing_free_is_nothing_done():

@@ -55,6 +55,8 @@ def test_a_size_of_the_data_is_copied(nodes, shape):
         "s = Shape<start=1>(r) g = Gather(s, v0) t = Concat<axis=0>(g, rest) y = Reshape(r, t)",
         "s = Shape<end=2>(r) t = Concat<axis=0>(s, rest) y = Reshape(r, t)",
         "s = Shape(r) y = Reshape(r, s)",
+        "f = Flatten(r) s = Shape<start=0,end=1>(f) e = Shape<start=2,end=3>(f) "
+        "t = Concat<axis=0>(s, rest, e) y = Reshape(f, t)",
     ],
 )
 def test_what_is_anything_else_stays(nodes):

@@ -10,6 +10,7 @@ from onnxq.layers import layers
 from onnxq.model import from_proto, load
 from onnxq.passes.equalize import TOLERANCE, Equalize
 from onnxq.recipes import PREPARATION
+from onnxq.regions import regions
 from tests.graphs import after, build, feeds, ops, quantize, run
 
 HEAD = "(float[2,4,6,6] x) => (float[] y)"
@@ -72,11 +73,11 @@ NETS = {
         "t = Conv(s, w2) u = Conv(r, w2) y = Add(t, u)"),
     "several readers": (1, f"{FIRST} r = Relu(a) p = MaxPool<kernel_shape=[1,1]>(a) "
                            "s = Conv(r, w2) t = Conv(p, w2, b2) y = Add(s, t)"),
-    "a residual": (2, f"{FIRST} r = Relu(a) b = Conv<pads=[1,1,1,1]>(r, w3) c = Relu(b) "
+    "a residual": (1, f"{FIRST} r = Relu(a) b = Conv<pads=[1,1,1,1]>(r, w3) c = Relu(b) "
                       "d = Conv<pads=[1,1,1,1]>(c, w3) s = Add(r, d) t = Relu(s) y = Conv(t, w2)"),
-    "a concat": (1, f"{FIRST} c = Conv<pads=[1,1,1,1]>(x, small) k = Concat<axis=1>(c, a) "
+    "a concat": (0, f"{FIRST} c = Conv<pads=[1,1,1,1]>(x, small) k = Concat<axis=1>(c, a) "
                     "s = Conv(k, eleven) t = Conv(a, w2) u = ReduceMax(s) y = Add(t, u)"),
-    "a shortcut that pads": (1, f"{FIRST} r = Relu(a) s = Slice(r, from, to, hw, by) "
+    "a shortcut that pads": (0, f"{FIRST} r = Relu(a) s = Slice(r, from, to, hw, by) "
         "p = Pad(s, around) b = Conv(x, sixteen) c = Slice(b, from, to, hw, by) d = Add(p, c) "
         "e = Relu(d) y = Conv(e, wide)"),
     "a gate": (2, f"{FIRST} r = Relu(a) p = GlobalAveragePool(r) q = Conv(p, squeeze) v = Relu(q) "
@@ -133,6 +134,26 @@ def test_nets_of_more_layers_keep_their_function(count, nodes):
     model, outcome = after(proto, Equalize())
     assert len(outcome.edits) == count
     assert_same(proto, model)
+
+
+@pytest.mark.parametrize("nodes", [f"{FIRST} {nodes}" for nodes in PAIRS.values()]
+                         + [nodes for _, nodes in NETS.values()], ids=[*PAIRS, *NETS])  # fmt: skip
+def test_any_factors_of_free_channels_leave_the_function_alone(nodes):
+    proto = model_of(nodes, **MORE)
+    model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    found = regions(model, ceilings=True, norms=True)
+    draw = np.random.default_rng(1)
+    for region in found:
+        region.divide(model, np.where(region.free, np.exp(draw.uniform(-2, 2, region.count)), 1.0))
+    assert any(region.free.any() for region in found)
+    assert_same(proto, model)
+
+
+@pytest.mark.parametrize("net", ["a residual", "a concat", "a shortcut that pads"])
+def test_what_several_layers_make_is_left_alone_with_the_reason(net):
+    _, outcome = after(model_of(NETS[net][1], **MORE), Equalize())
+    told = [skip.why for skip in outcome.skips]
+    assert any(why.startswith("2 layers make it, Conv_") for why in told)
 
 
 def test_all_layers_in_a_row_have_the_cube_root_of_their_ranges():

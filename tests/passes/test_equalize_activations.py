@@ -9,6 +9,7 @@ from onnxq.layers import layers
 from onnxq.model import from_proto
 from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.fork_residuals import ForkResiduals
+from onnxq.regions import regions
 from tests.graphs import build, feeds, ops, quantize, run
 from tests.passes.test_absorb_bias import calibration
 
@@ -136,6 +137,59 @@ def test_what_gains_little_is_left_alone_with_the_figure():
     assert told["b"].startswith("of its noise ") and told["b"].endswith("% would be left")
     assert told["y"] == "y is an output of the model"
     np.testing.assert_array_equal(next(layers(model)).weight, WEIGHTS["even"])
+
+
+def test_a_normalization_that_is_kept_float_stays():
+    nodes = "p = MatMul(x, w0) n = LayerNormalization<axis=-1>(p, gain, offset) y = MatMul(n, last)"
+    model = from_proto(build(f"(float[4,7,6] x) => (float[] y) {{ {nodes} }}", **WEIGHTS))
+    model.kept_float = {"LayerNormalization_n": "kept by --keep-float"}
+    found = regions(model, ceilings=True, norms=True)
+    assert [region.name for region in found] == ["p", "y"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "least", "why"),
+    [
+        (1.0, 1e3, "layers read nothing of it on the calibration data"),
+        (1e-40, 0.0, "of its noise 100% would be left"),
+    ],
+)
+def test_data_that_tell_nothing_leave_a_region_as_it_is(scale, least, why):
+    proto = build(
+        "(float[n,6] x) => (float[] y) { m = ReduceMax<axes=[1],keepdims=0>(x) i = Greater(m, t) "
+        "c = Compress<axis=0>(x, i) a = MatMul(c, w0) r = Relu(a) y = MatMul(r, last) }",
+        t=np.float32(least), **WEIGHTS,
+    )  # fmt: skip
+    samples = [{"x": np.float32(scale) * feeds(proto, seed, batch=9)["x"]} for seed in range(2)]
+    outcome = pipeline.run(from_proto(proto), (EqualizeActivations(),), calibration(samples))
+    (found,) = outcome.values()
+    assert not found.edits
+    assert {skip.where: skip.why for skip in found.skips}["a"] == why
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e25])
+def test_scales_of_data_do_not_matter(scale):
+    found = []
+    for by in (1.0, scale):
+        weights = {"b1": np.float32(by) * WEIGHTS["b1"]}
+        proto = build(f"{HEAD} {{ {FIRST} r = Relu(a) y = Conv(r, w2) }}", **WEIGHTS | weights)
+        samples = [{"x": np.float32(by) * feeds(proto, seed)["x"]} for seed in range(2)]
+        outcome = pipeline.run(from_proto(proto), (EqualizeActivations(),), calibration(samples))
+        found.append(outcome["equalize-activations"].edits)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("least", [900.0, 0.5])
+def test_a_min_that_widens_its_data_still_does(tmp_path, least):
+    proto = build(
+        f"{HEAD} {{ a = Conv(x, lone) m = Min(a, most) b = Conv(m, w2) r = Relu(b) "
+        "y = Conv(r, w5) }",
+        lone=normal(1, 4, 1, 1), most=np.full((1, 8, 1, 1), least, np.float32),
+        w5=normal(3, 5, 1, 1), **WEIGHTS,
+    )  # fmt: skip
+    _, file = quantize(proto, tmp_path, act_bits=4, first_last_bits=4)
+    values = feeds(proto)
+    assert run(onnx.load(file), values)["y"].shape == run(proto, values)["y"].shape
 
 
 def test_ceilings_beyond_the_grid_are_one_clip_of_codes(tmp_path):
