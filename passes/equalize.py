@@ -66,7 +66,10 @@ def _joint(region: Region) -> str:
 
 
 def _balance(scaled: list[Region]) -> tuple[dict[str, Floats], bool]:
-    """The factors of every region, (count,), and whether the last round left them alone."""
+    """The factors of every region, (count,), and whether the last round left them alone.
+
+    One layer makes each of the regions.
+    """
     ends = [layer for region in scaled for layer, _ in (*region.sources, *region.sinks)]
     largest = {x.name: np.abs(x.by_group).max(axis=3).astype(np.float64) for x in ends}
     totals: dict[str, Floats] = {region.name: np.ones(region.count) for region in scaled}
@@ -80,8 +83,8 @@ def _balance(scaled: list[Region]) -> tuple[dict[str, Floats], bool]:
             settled = False
             for region, s in zip(row, steps, strict=True):
                 totals[region.name] *= s
-                for layer, own in region.sources:
-                    largest[layer.name] /= over_outputs(layer, s[own])
+                ((source, made),) = region.sources
+                largest[source.name] /= over_outputs(source, s[made])
                 for layer, own in region.sinks:
                     largest[layer.name] *= over_inputs(layer, s[own])
         if settled:
@@ -91,10 +94,7 @@ def _balance(scaled: list[Region]) -> tuple[dict[str, Floats], bool]:
 
 def _in_a_row(scaled: list[Region]) -> list[list[Region]]:
     """Regions by what solves them at once: those with nothing but a depthwise layer between."""
-    after: dict[str, Region] = {}
-    for region in scaled:
-        if len(region.sources) == 1 and region.free.all():
-            after[region.sources[0][0].name] = region
+    after = {region.sources[0][0].name: region for region in scaled if region.free.all()}
     rows: list[list[Region]] = []
     joined: set[str] = set()
     for region in scaled:
@@ -119,8 +119,8 @@ def _link(region: Region) -> Layer | None:
 def _ranges(row: list[Region], largest: dict[str, Floats]) -> Floats:
     """Ranges of the layers before, between and behind; 0 where a factor must stay 1."""
     first, last = np.zeros((2, row[0].count))
-    for layer, own in row[0].sources:
-        first[own] = np.maximum(first[own], largest[layer.name].max(axis=2).reshape(-1))
+    ((source, made),) = row[0].sources
+    first[made] = largest[source.name].max(axis=2).reshape(-1)
     for layer, own in row[-1].sinks:
         blocks = largest[layer.name].max(axis=1).reshape(own.stop - own.start, -1)
         last[own] = np.maximum(last[own], blocks.max(axis=1))

@@ -29,7 +29,7 @@ REACHED = {
     "vit": (1, 0, 22),
     "segmenter": (7, 0, 11),
 }
-# Regions with channels that take factors: of several layers, through ceilings and behind norms, too.
+# Regions with channels that take factors: of several layers, behind norms and ceilings, too.
 FREE = {
     "digits-cnn": 5, "resnet20": 10, "resnet56": 28, "densenet-bc-100": 102, "mobilenetv2": 42,
     "mobilenetv3": 17, "vit": 11, "segmenter": 9,
