@@ -200,7 +200,8 @@ def test_images_are_read_and_the_float_model_is_run_once_for_all_rows(
     monkeypatch.setattr(Session, "run", counting_run)
     monkeypatch.setattr(Calibration, "collect", counting_collect)
     images = {"calib": tmp_path / "images", "preprocess": GRAY, "act_bits": (8, 4)}
-    alike = tuple(name for name in UNTRAINED if name != "dfq")  # it calibrates another float model
+    # These two calibrate other float models, balanced at narrow activations.
+    alike = tuple(name for name in UNTRAINED if name not in ("dfq", "balanced"))
     sweep = compare_recipes(**digits | images | {"bits": (8, 4), "recipes": alike})
     assert [r.error for r in sweep.rows] == [None] * 4 * len(alike)
     assert len(opened) == 40
@@ -237,6 +238,14 @@ def test_a_memo_keeps_nothing_of_a_failure():
 
 
 # -- the table on disk -----------------------------------------------------------------------------
+
+
+def test_recipes_that_are_one_at_a_width_are_converted_once(digits, converted):
+    sweep = compare_recipes(**digits, recipes=("mse", "fast"), bits=(8, 4))
+    assert converted == {(8, 8): 1, (4, 8): 2}
+    mse, fast = (row.model_dump(exclude={"recipe", "key"}) for row in sweep.rows[:2])
+    assert mse == fast
+    assert len({row.key for row in sweep.rows}) == 4
 
 
 def test_a_table_that_is_there_is_not_computed_again(digits, tmp_path, converted):
