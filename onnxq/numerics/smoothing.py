@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -51,16 +52,17 @@ class Read:
     layers: Sequence[tuple[int, Floats]]
 
     def without(self, dead: Array) -> "Read":
-        """The same with no weights for channels that are dead, bool (all channels,)."""
+        """The same with no data and no weights in channels that are dead, bool (all channels,)."""
+        rows = np.where(dead[self.own], np.float32(0.0), self.rows)
         layers = [(groups, power * ~dead[self.own]) for groups, power in self.layers]
-        return replace(self, layers=layers)
+        return replace(self, rows=rows, layers=layers)
 
-    @property
+    @cached_property
     def energy(self) -> Floats:
         """E, float64 (channels,)."""
         return np.asarray(np.square(self.rows, dtype=np.float64).mean(axis=0))
 
-    @property
+    @cached_property
     def power(self) -> Floats:
         """P of all layers together, float64 (channels,)."""
         return np.asarray(np.sum([power for _, power in self.layers], axis=0))

@@ -154,6 +154,10 @@ def test_the_dead_have_no_say_over_weights_at_any_scale(scale):
     expected, noise = smoothing.factors([read(x, alone)], everywhere(x), 4, 1e-2)
     np.testing.assert_array_equal(s, expected)
     assert ratio == noise < 1
+    unread = np.where(np.arange(8) < 4, x, np.float32(scale) * sample([7.0] * 8))
+    s, ratio = smoothing.factors([read(unread, alone)], everywhere(unread), 4, 1e-2)
+    np.testing.assert_array_equal(s, expected)
+    assert ratio == noise
 
 
 @pytest.mark.parametrize("tiny", [1e-20, 1e-40, 1e-44])
