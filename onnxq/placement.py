@@ -308,7 +308,7 @@ def _widens(node: gs.Node) -> bool:
     if node.op != "Min" or layer is None or layer.op == "MatMul":
         return False
     (constant,) = (t.values for t in node.inputs if _constant(t))
-    return constant.ndim > len(layer.weight_tensor.shape) or constant.size > layer.c_out
+    return bool(constant.ndim > len(layer.weight_tensor.shape) or constant.size > layer.c_out)
 
 
 def _obstacle(model: Model, node: gs.Node) -> str | None:
