@@ -301,11 +301,13 @@ def _moves(node: gs.Node) -> bool:
 
 def _widens(node: gs.Node) -> bool:
     """Whether the constant of a Min is known to give more axes or channels than the data have."""
+    if node.op != "Min":
+        return False
     tensor = moved(node)
     while tensor.inputs and tensor.inputs[0].op in ACTIVATIONS:
         tensor = moved(tensor.inputs[0])
     layer = layer_of(tensor.inputs[0]) if tensor.inputs else None
-    if node.op != "Min" or layer is None or layer.op == "MatMul":
+    if layer is None or layer.op == "MatMul":
         return False
     (constant,) = (t.values for t in node.inputs if _constant(t))
     return bool(constant.ndim > len(layer.weight_tensor.shape) or constant.size > layer.c_out)

@@ -18,25 +18,28 @@ class CopySizes(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        for node in model.graph.nodes:
-            if node.op != "Reshape" or node.domain or node.attrs.get("allowzero", 0):
-                continue
-            if (shape := _shape(model, node)) is not None:
-                name = node.inputs[1].name
-                node.inputs[1] = model.constant(name, np.array(shape, np.int64))
+        found = [(node, parts) for node in model.graph.nodes if (parts := _parts(node))]
+        ranks = model.ranks() if found else {}
+        for node, parts in found:
+            data, target = node.inputs
+            if (shape := _shape(data, parts, ranks.get(data.name, 1))) is not None:
+                node.inputs[1] = model.constant(target.name, np.array(shape, np.int64))
                 outcome.edit(node.name, f"to {shape}")
         return outcome
 
 
-def _shape(model: Model, node: gs.Node) -> list[int] | None:
+def _parts(node: gs.Node) -> list[gs.Tensor]:
+    """What the target of a Reshape is put together from; nothing if it is not, or 0 is a size."""
+    if node.op != "Reshape" or node.domain or node.attrs.get("allowzero", 0):
+        return []
+    joined = _maker(node.inputs[1])
+    return list(joined.inputs) if joined is not None and joined.op == "Concat" else []
+
+
+def _shape(data: gs.Tensor, parts: list[gs.Tensor], rank: int) -> list[int] | None:
     """The target of a Reshape as constants, with 0 for what it copies; None if it is more."""
-    data, target = node.inputs
-    joined = _maker(target)
-    if joined is None or joined.op != "Concat":
-        return None
-    rank = model.ranks().get(data.name, 1)
     shape: list[int] = []
-    for part in joined.inputs:
+    for part in parts:
         if isinstance(part, gs.Constant):
             shape += part.values.reshape(-1).tolist()
         elif len(shape) < rank and _is_size(part, data, len(shape)):

@@ -79,14 +79,16 @@ def _pixel(layer: Layer) -> Window | None:
 
 def _reads(region: Region, statistics: Statistics) -> list[Read]:
     """The tensors of a region that layers read."""
-    found: dict[str, Read] = {}
+    places = {layer.data.name: own for layer, own in region.sinks}
+    layers: dict[str, list[tuple[int, Floats]]] = {name: [] for name in places}
     for layer, own in region.sinks:
-        name, count = layer.data.name, own.stop - own.start
-        power = np.square(layer.by_group, dtype=np.float64).sum(axis=(1, 3)).reshape(count, -1)
-        others = found[name].layers if name in found else ()
-        layers = (*others, (layer.groups, power.sum(axis=1)))
-        found[name] = Read(own, _rows(statistics[name], count), layers)
-    return list(found.values())
+        power = np.square(layer.by_group, dtype=np.float64).sum(axis=(1, 3))
+        blocks = power.reshape(own.stop - own.start, -1)
+        layers[layer.data.name].append((layer.groups, blocks.sum(axis=1)))
+    return [
+        Read(own, _rows(statistics[name], own.stop - own.start), layers[name])
+        for name, own in places.items()
+    ]
 
 
 def _rows(sample: Observer, count: int) -> Floats:
