@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
-from onnxq.pipeline import LearnedPass, Outcome, run
+from onnxq.pipeline import LearnedPass, Outcome, Pass, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
 from onnxq.protos import check_file, file_size
@@ -31,6 +32,7 @@ LAYER_EVIDENCE = 8
 # Change of a float output, relative to its largest value, that reordered rounding explains.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
 NOT_VERIFIED = "not verified: the model does not run on random inputs; give --calib"
+WITHOUT_TRAINING = "nothing was learned: all samples went to the passes before, run once more"
 # The passes that leave layers float.
 DECIDING = ("quantize-weights", "quantize-activations")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
@@ -214,10 +216,10 @@ def quantize(
         CalibrationError: The samples do not fit the model, or are missing.
         PassError: A pass failed.
     """
-    model = prepared.clone()
-    outcomes = run(model, recipe.lossy[: recipe.first_integer], calibration)
-    reference = model.clone()
-    outcomes |= run(model, recipe.lossy[recipe.first_integer :], calibration)
+    reference = prepared.clone()
+    outcomes = run(reference, recipe.lossy[: recipe.first_integer], calibration)
+    model, found = _planned(reference, recipe.lossy[recipe.first_integer :], calibration)
+    outcomes |= found
     if not model.weights:
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.metadata["onnxq.version"] = __version__
@@ -227,6 +229,24 @@ def quantize(
     if calibration is not None and calibration.count:
         model.metadata["onnxq.calibration"] = calibration.digest
     return reference, model, outcomes
+
+
+def _planned(
+    reference: Model, steps: Sequence[Pass], calibration: Calibration | None
+) -> tuple[Model, dict[str, Outcome]]:
+    """A copy behind the passes, and what each did; without those that train if they win nothing.
+
+    No sample has to judge a training then, and the other passes take all.
+    """
+    model = reference.clone()
+    outcomes = run(model, steps, calibration)
+    training = [step.name for step in steps if isinstance(step, LearnedPass)]
+    if training and not any(outcomes[name] for name in training):
+        model = reference.clone()
+        rest = [step for step in steps if step.name not in training]
+        outcomes |= run(model, rest, calibration)
+        outcomes[training[-1]].remark("model", WITHOUT_TRAINING)
+    return model, outcomes
 
 
 def _reach_opset(model: Model, recipe: Recipe) -> None:

@@ -178,7 +178,6 @@ def run(
     model: Model,
     passes: Sequence[Pass],
     data: Source | None,
-    done: Callable[[Pass, Outcome], None] = lambda step, outcome: None,
 ) -> dict[str, Outcome]:
     """Run passes in order and return what each did, by its name.
 
@@ -186,7 +185,6 @@ def run(
         model: Edited in place.
         passes: Each runs once; layer passes in a row run together.
         data: Calibration data, if there are any.
-        done: Called after every pass.
 
     Raises:
         CalibrationError: A pass needs statistics and there are no data.
@@ -216,8 +214,6 @@ def run(
             message = f"{name} failed ({type(cause).__name__}: {cause}); done before: {after}"
             raise PassError(message) from cause
         outcomes |= found
-        for step in steps:
-            done(step, found[step.name])
     return outcomes
 
 

@@ -11,7 +11,7 @@ from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.parts import NOT_BY_SAMPLE, Part, give_biases, parts, refusals, surroundings
 from onnxq.learned.quantizers import WeightQuantizer
 from onnxq.learned.teaching import Teaching
-from onnxq.learned.training import INTERRUPTED, LEFT_OUT, Group, optimise
+from onnxq.learned.training import INTERRUPTED, LEFT_OUT, UNDONE, Group, optimise
 from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
 from onnxq.model import Model
@@ -85,9 +85,12 @@ def distill(
             continue
         done = optimise(label, groups, teaching.loss, teaching.judge, steps, lessons)
         settled |= set(network.graded)
-        for layer, moved in network.store(model).items():
-            outcome.edit(layer, f"trained; {moved:.2%} of its codes moved")
-            del untrained[layer]
+        if done.undone:
+            untrained |= dict.fromkeys(names, UNDONE)
+        else:
+            for layer, moved in network.store(model).items():
+                outcome.edit(layer, f"trained; {moved:.2%} of its codes moved")
+                del untrained[layer]
         outcome.remark("model", f"{label}: {done}")
         if done.interrupted:
             outcome.remark("model", LEFT_OUT)

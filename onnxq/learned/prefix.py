@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from onnxq.blocks import Block, flow
+from onnxq.learned.augmentation import channels_last
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.parts import Part
-from onnxq.learned.teaching import Tensors, channels_last
+from onnxq.learned.teaching import Tensors
 from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
 from onnxq.model import Model

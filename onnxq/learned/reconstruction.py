@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxq.blocks import Block, nodes_of, single_layers
 from onnxq.learned.parts import NOT_BY_SAMPLE, give_biases, parts, refusals, surroundings
 from onnxq.learned.prefix import Prefix
-from onnxq.learned.training import INTERRUPTED, LEFT_OUT
+from onnxq.learned.training import INTERRUPTED, LEFT_OUT, UNDONE
 from onnxq.learned.unit import Rates, UnitTraining
 from onnxq.lessons import Lessons
 from onnxq.model import Model
@@ -78,7 +78,10 @@ def reconstruct(
                 label = f"{name}, unit {number + 1} of {len(found)}"
                 done = training.run(label, steps, batch)
                 for layer in unit.layers:
-                    del untrained[layer]
+                    if done.undone:
+                        untrained[layer] = UNDONE
+                    else:
+                        del untrained[layer]
                 outcome.remark(unit.result, f"{label}: {done}")
                 if training.undecided > MOST_UNDECIDED and not done.undone:
                     undecided = (

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's custom)
 from torch import Tensor
 
+from onnxq.learned.augmentation import channels_last, drawn, mixed, moved
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
@@ -21,8 +22,8 @@ from onnxq.spec import Array, Ints
 
 # Elements of the inputs that run at once, at most, if that is a sample or more.
 ELEMENTS = 1 << 19
-# An image is shifted by this share of its side, at most.
-SHIFT = 1 / 8
+# Of so many variants of each image that is held out, the first as it is, the judge takes the mean.
+VARIANTS = 8
 # A variance that a tensor has at least, relative to its mean square.
 LEAST = 1e-12
 
@@ -91,35 +92,41 @@ class Teaching:
         """The loss of a step, in parts that are small enough for the memory."""
         rng = np.random.default_rng((self.lessons.seed, step))
         taught = self.lessons.taught
-        drawn = self.lessons.portions(rng.choice(taught, self._batch, replace=False), self._size)
-        total = sum(map(len, drawn))
-        for rows in drawn:
+        chosen = self.lessons.portions(rng.choice(taught, self._batch, replace=False), self._size)
+        total = sum(map(len, chosen))
+        for rows in chosen:
             feeds, own = self._feeds(rows)
             if self._augments:
                 feeds = own = self._changed(feeds, rng)
             yield self._losses(feeds, own).sum() / total
 
     def judge(self) -> Array:
-        """The loss of every sample held out, as it is and, an image, mirrored, float64 (held,)."""
+        """The loss of every sample held out, float64 (held,).
+
+        That of an image is the mean over ``VARIANTS`` of it, which are the same every time: the
+        loss of one alone lies mostly in how near it happens to be to another class.
+        """
         held, found = self.lessons.held, []
-        for rows in self.lessons.portions(held, self._size):
-            given, own = self._feeds(rows)
-            seen = [(given, own)]
-            if self._augments:
-                seen.append((self._mirrored(given),) * 2)
+        for places in self.lessons.portions(np.arange(len(held)), self._size):
+            given, own = self._feeds(held[places])
+            seen = [(given, own), *((x, x) for x in self._variants(given, places))]
             with torch.no_grad():
                 losses = torch.stack([self._losses(*feeds) for feeds in seen]).mean(0)
             found.append(losses.double().cpu().numpy())
         return np.concatenate(found)[: len(held)]
 
+    def _variants(self, feeds: Tensors, places: Ints) -> Iterator[Tensors]:
+        """The other variants of samples that are held out, given their places among these."""
+        if self._augments:
+            assert self.lessons.images is not None
+            x, rng = feeds[self.lessons.images], np.random.default_rng(self.lessons.seed)
+            for _ in range(VARIANTS - 1):
+                move = drawn(len(self.lessons.held), x.shape[2:], rng)
+                yield self._with(feeds, moved(x, move.of(places)))
+
     @property
     def _augments(self) -> bool:
         return self.own is None and self.lessons.images is not None
-
-    def _mirrored(self, feeds: Tensors) -> Tensors:
-        assert self.lessons.images is not None
-        x = feeds[self.lessons.images]
-        return feeds | {self.lessons.images: channels_last(x.flip(3))}
 
     def _losses(self, feeds: Tensors, own: Tensors) -> Tensor:
         """The loss of every sample, (samples,); that of a tensor without rows is one for all."""
@@ -156,23 +163,13 @@ class Teaching:
         """The batch with its images flipped, shifted and mixed."""
         assert self.lessons.images is not None
         x = feeds[self.lessons.images]
-        flipped = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < 0.5).to(self.device)
-        x = torch.where(flipped, x.flip(3), x)
-        height, width = x.shape[2:]
-        up, left = round(SHIFT * height), round(SHIFT * width)
-        top, start = int(rng.integers(2 * up + 1)), int(rng.integers(2 * left + 1))
-        padded = F.pad(x, [left, left, up, up], mode="replicate")
-        x = padded[:, :, top : top + height, start : start + width]
-        if self.mix:
-            share = torch.from_numpy(self.mix * rng.random((len(x), 1, 1, 1), np.float32))
-            other = torch.from_numpy(rng.permutation(len(x)))
-            x = x + share.to(self.device) * (x[other.to(self.device)] - x)
+        x = moved(x, drawn(len(x), x.shape[2:], rng))
+        return self._with(feeds, mixed(x, self.mix, rng) if self.mix else x)
+
+    def _with(self, feeds: Tensors, x: Tensor) -> Tensors:
+        """The batch with other images."""
+        assert self.lessons.images is not None
         return feeds | {self.lessons.images: channels_last(x)}
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """An image as convolutions run fastest on it."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _variance(count: float, total: float, squares: float) -> float:

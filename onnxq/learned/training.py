@@ -20,9 +20,11 @@ WARMUP, JUDGEMENTS = 0.05, 12
 PATIENCE = 3
 # A mean loss has fallen if it fell by so many standard errors; too few samples do not tell them.
 SURE, FEW = 1.0, 10
-# What is said of a training that the user ended, and of a layer that it had not come to.
+# What is said of a training that the user ended, and of layers that it had not come to or that won
+# nothing.
 LEFT_OUT = "interrupted: the best so far is kept, later steps are left out"
 INTERRUPTED = "the training was interrupted before it came to it"
+UNDONE = "its training won nothing for certain and was undone"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, reject, settings
 
 import onnxq
+from onnxq.conversion import WITHOUT_TRAINING
 from onnxq.errors import OnnxqError, PassError
 from onnxq.model import from_proto, load
 from onnxq.passes.distill import Distill
@@ -24,7 +25,7 @@ from tests.test_random_graphs import CASES, FIXED
 
 torch = pytest.importorskip("torch")
 from onnxq.learned.network import QuantizedNetwork  # noqa: E402
-from onnxq.learned.training import LEFT_OUT  # noqa: E402
+from onnxq.learned.training import LEFT_OUT, UNDONE, Trained  # noqa: E402
 
 TRAINED = {
     "oaq-ft": "finetune-sigma",
@@ -109,8 +110,9 @@ def test_a_recipe_that_trains_gives_the_same_file_twice_and_it_is_what_was_train
     _, two = convert(digits, tmp_path, name)
     assert one.read_bytes() == two.read_bytes()
     outcome = report.outcomes[TRAINED[name]]
-    assert len({edit.where for edit in outcome.edits}) == len(outcome.edits) == 8
-    assert not outcome.skips
+    places = {entry.where for entry in (*outcome.edits, *outcome.skips)}
+    assert outcome and len(places) == len(outcome.edits) + len(outcome.skips) == 8
+    assert {skip.why for skip in outcome.skips} <= {UNDONE}
     assert any("loss on held-out samples" in remark.what for remark in outcome.remarks)
     assert_is_what_was_trained(plans[-1], two, images(digits))
 
@@ -119,7 +121,7 @@ def test_a_recipe_that_trains_gives_the_same_file_twice_and_it_is_what_was_train
     ("name", "flags"),
     [
         ("best", {"act_bits": 4}),
-        ("brecq", {"act_bits": "float"}),
+        ("brecq", {"act_bits": "float", "bits": 2}),
         slow("best", {"levels": "post"}),
         slow("brecq", {"act_bits": 4}),
         slow("adaround", {"levels": "ternary", "bits": 2}),
@@ -136,6 +138,24 @@ def test_other_widths_and_levels_are_trained_as_well(digits, tmp_path, plans, na
 def test_another_seed_gives_another_file(digits, tmp_path):
     one, other = (convert(digits, tmp_path, "distill", seed=s)[1].read_bytes() for s in (0, 1))
     assert one != other
+
+
+@pytest.mark.parametrize("name", ["best", "brecq"])
+def test_where_training_wins_nothing_all_samples_go_to_the_passes_before(
+    digits, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(Trained, "undone", True)
+    report, found = convert(digits, tmp_path, name)
+    outcome = report.outcomes[TRAINED[name]]
+    assert not outcome.edits and {skip.why for skip in outcome.skips} == {UNDONE}
+    assert len(outcome.skips) == 8
+    assert outcome.remarks[-1].what == WITHOUT_TRAINING
+    rest = [p for p in recipe(name).passes if not isinstance(p, LearnedPass)]
+    _, wanted = convert(digits, tmp_path, chosen=Recipe(passes=rest))
+    graphs = [
+        onnx.load(file).graph.SerializeToString(deterministic=True) for file in (found, wanted)
+    ]
+    assert graphs[0] == graphs[1]
 
 
 # -- what ends a training early ----------------------------------------------------------------
@@ -184,7 +204,7 @@ def test_an_interrupted_conversion_writes_the_best_so_far_and_says_so(
 ):
     report, output = convert(digits, tmp_path, name, progress=Ends(steps, KeyboardInterrupt))
     remarks = [remark.what for remark in report.outcomes[TRAINED[name]].remarks]
-    assert remarks[-1] == LEFT_OUT
+    assert remarks[-1] in (LEFT_OUT, WITHOUT_TRAINING) and LEFT_OUT in remarks
     assert output.exists()
     assert LEFT_OUT in str(report.to_dict())
 
@@ -216,7 +236,9 @@ def test_a_model_of_fixed_batches_and_two_inputs_is_trained(tmp_path, name):
     report = onnxq.convert(
         tmp_path / "model.onnx", tmp_path / "q.onnx", recipe=recipe(name), calib=data
     )
-    assert len(report.outcomes[TRAINED[name]].edits) == 3
+    outcome = report.outcomes[TRAINED[name]]
+    assert len(outcome.edits) + len(outcome.skips) == 3
+    assert {skip.why for skip in outcome.skips} <= {UNDONE}
     onnx.checker.check_model(from_proto(onnx.load(tmp_path / "q.onnx")).to_proto())
 
 
