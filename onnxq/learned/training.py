@@ -14,8 +14,10 @@ from onnxq.files import TRAININGS, not_a_checkpoint, replacing
 from onnxq.lessons import Lessons
 from onnxq.spec import Array
 
-# Share of the steps over which learning rates rise, and how often the judge is asked.
-WARMUP, JUDGEMENTS = 0.05, 12
+# Shares of the steps: over which learning rates rise, and over which states are averaged.
+WARMUP, MEMORY = 0.05, 0.15
+# How often the judge is asked.
+JUDGEMENTS = 12
 # So many times in a row that the judge's figure rose, in the second half, end a training.
 PATIENCE = 3
 # A mean loss has fallen if it fell by so many standard errors; too few samples do not tell them.
@@ -92,9 +94,11 @@ def optimise(
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
-    High rates make things worse before they fall: it is in the second half of the steps that a
-    training ends early, when things get worse and worse. What is no better than the start in the
-    end, or by no more than chance, is undone. Ctrl-C ends a training and keeps the best so far.
+    What is judged and kept is a moving average over the steps (Polyak and Juditsky 1992): single
+    states are blurred by steps that are as long for noise as for a slope. High rates make things
+    worse before they fall: it is in the second half of the steps that a training ends early, when
+    things get worse and worse. What is no better than the start in the end, or by no more than
+    chance, is undone. Ctrl-C ends a training and keeps the best so far.
 
     Args:
         name: Of the training: for the user, and in a checkpoint.
@@ -110,8 +114,8 @@ def optimise(
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
     key = f"{name}, {steps} steps on {lessons.digest}"
-    start = _copies(parameters)
-    resumed = _resume(lessons.checkpoint, key, parameters, optimizer)
+    start, average = _copies(parameters), _copies(parameters)
+    resumed = _resume(lessons.checkpoint, key, parameters, average, optimizer)
     state = resumed or Trained([], math.inf, math.inf, False, 0, 0, start)
     every = max(1, steps // JUDGEMENTS)
     try:
@@ -126,21 +130,36 @@ def optimise(
                 part.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             state.step += 1
+            _approach(average, parameters, 1.0 / (1.0 + MEMORY * steps))
             if state.step % every == 0 or state.step == steps:
-                losses = judge()
-                found = float(np.mean(losses))
-                rises = 2 * state.step > steps and not found <= state.last
-                state.last, state.rises = found, state.rises + 1 if rises else 0
-                if found < state.best:
-                    state.best, state.kept = found, _copies(parameters)
-                    state.sure = surely_less(losses, np.array(state.start))
-                _save(lessons.checkpoint, key, parameters, optimizer, state)
+                _ask(judge, state, parameters, average, late=2 * state.step > steps)
+                _save(lessons.checkpoint, key, parameters, average, optimizer, state)
             lessons.progress(name, 1, steps, state.note)
         lessons.progress(name, steps - state.step, steps, state.note)
     except KeyboardInterrupt:
         state.interrupted = True
     _restore(parameters, start if state.undone else state.kept)
     return state
+
+
+def _ask(
+    judge: Callable[[], Array],
+    state: Trained,
+    parameters: Sequence[nn.Parameter],
+    average: Sequence[Tensor],
+    late: bool,
+) -> None:
+    """Have the average judged, and keep it if it is the best so far."""
+    latest = _copies(parameters)
+    _restore(parameters, average)
+    losses = judge()
+    _restore(parameters, latest)
+    found = float(np.mean(losses))
+    rises = late and not found <= state.last
+    state.last, state.rises = found, state.rises + 1 if rises else 0
+    if found < state.best:
+        state.best, state.kept = found, [x.clone() for x in average]
+        state.sure = surely_less(losses, np.array(state.start))
 
 
 def surely_less(losses: Array, start: Array) -> bool:
@@ -161,11 +180,18 @@ def _schedule(done: float) -> float:
     return min(1.0, done / WARMUP) * (1 + math.cos(math.pi * done)) / 2
 
 
+def _approach(average: Sequence[Tensor], parameters: Sequence[nn.Parameter], share: float) -> None:
+    """Move the average by this share of the way to the parameters."""
+    with torch.no_grad():
+        for mean, parameter in zip(average, parameters, strict=True):
+            mean.lerp_(parameter, share)
+
+
 def _copies(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [p.detach().clone() for p in parameters]
 
 
-def _restore(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+def _restore(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
@@ -175,14 +201,20 @@ def _save(
     path: Path | None,
     key: str,
     parameters: Sequence[nn.Parameter],
+    average: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     state: Trained,
 ) -> None:
     """Write the state into the checkpoint, beside those of other trainings."""
     if path is None:
         return
-    now = {"parameters": _copies(parameters), "optimizer": optimizer.state_dict()}
-    known = _load(path) | {key: now | {"state": asdict(state)}}
+    now = {
+        "parameters": _copies(parameters),
+        "average": list(average),
+        "optimizer": optimizer.state_dict(),
+        "state": asdict(state),
+    }
+    known = _load(path) | {key: now}
     with replacing(path) as temporary:
         torch.save({TRAININGS: known}, temporary)
 
@@ -191,12 +223,14 @@ def _resume(
     path: Path | None,
     key: str,
     parameters: Sequence[nn.Parameter],
+    average: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> Trained | None:
     """The state that the checkpoint holds of this training, put back; None without one."""
     if path is None or (found := _load(path).get(key)) is None:
         return None
     _restore(parameters, found["parameters"])
+    _restore(average, found["average"])
     optimizer.load_state_dict(found["optimizer"])
     return Trained(**found["state"])
 

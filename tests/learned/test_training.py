@@ -15,6 +15,7 @@ from tests.learned.plans import lessons
 torch = pytest.importorskip("torch")
 from onnxq.learned.training import (  # noqa: E402
     JUDGEMENTS,
+    MEMORY,
     PATIENCE,
     Group,
     optimise,
@@ -87,6 +88,25 @@ def test_training_leaves_what_the_judge_found_best():
     same(task.values(), task.judged[int(np.argmin(distances))])
     assert str(done) == f"loss on held-out samples {done.before:.4g} -> {done.best:.4g}, 24 steps"
     assert task.notes[-1] == f"held-out loss {done.best:.4g}, was {done.before:.4g}"
+
+
+def test_what_is_judged_is_a_moving_average_over_the_steps():
+    task = Task()
+    states, loss = [], task.loss
+
+    def watched(step):
+        states.append(task.values())
+        return loss(step)
+
+    task.loss = watched
+    task.run()
+    average, share = states[0], 1 / (1 + MEMORY * STEPS)
+    for step, state in enumerate(states[1:], start=1):
+        average = [a + share * (x - a) for a, x in zip(average, state, strict=True)]
+        if step % 2 == 0:
+            for found, wanted in zip(task.judged[step // 2], average, strict=True):
+                assert found.numpy() == pytest.approx(wanted.numpy(), rel=1e-5)
+    assert len(states) == STEPS
 
 
 # What the judge says of the start and then, and at which of its later figures a training ends.
