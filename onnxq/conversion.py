@@ -294,12 +294,18 @@ def _refuse_unknown(model: Model, globs: tuple[str, ...], kept: dict[str, str]) 
 
 
 def _session(source: Path, needed: bool, report: Report) -> Session | None:
-    """The float model ready to run; None if it cannot be and nothing has to be run."""
+    """The float model ready to run; None if it cannot be and nothing has to be run.
+
+    Raises:
+        InputError: It cannot be and has to be, or is no valid model.
+    """
     try:
         return Session(source)
     except InputError as cause:
         if needed:
             raise
+        if (complaint := check_file(source)) is not None:
+            raise InputError(f"{source}: not a valid ONNX model: {complaint}") from cause
         report.notes.append(f"nothing could be run or verified: {cause}")
         return None
 

@@ -36,6 +36,8 @@ class QuantizedNetwork(nn.Module):
         weights: Their weights, in the same order.
         biases: What is added to their biases, in the units of ``units``.
         biased: Names of the tensors of their biases, by the number of the layer.
+        read: The grid, and its factor, of the data of integer layers with a bias, by the number of
+            the layer.
         graded: The tensors on a grid of their own.
         grids: Their grids, in the same order.
 
@@ -64,7 +66,9 @@ class QuantizedNetwork(nn.Module):
                 self.register_buffer(f"bias{i}", tensor_of(tensor.values))
                 self.biases[str(i)] = nn.Parameter(torch.zeros(tensor.values.shape))
         self.units = dict.fromkeys(self.biased, 1.0)
-        simulated, own = _simulated(model), {FAKE_QUANTIZE: self._fake_quantize}
+        placement = place(model) if model.activations else Placement()
+        simulated = _simulated(model, placement)
+        own = {FAKE_QUANTIZE: self._fake_quantize}
         used = [
             n for n in simulated.graph.nodes
             if nodes is None or any(name in nodes for name in n.attrs.get(OWNERS, [n.name]))
@@ -74,6 +78,14 @@ class QuantizedNetwork(nn.Module):
             Sequence[ActivationQuantizer],
             nn.ModuleList(ActivationQuantizer(model.activations[n]) for n in self.graded),
         )
+        known = dict(zip(self.graded, self.grids, strict=True))
+        self.read: dict[int, tuple[ActivationQuantizer, float]] = {}
+        for i in self.biased:
+            if self.layers[i].name in placement.integer:
+                name, factor = root_of(self.layers[i].data, placement)
+                # One of nodes elsewhere stays as it is.
+                grid = known.get(name) or ActivationQuantizer(model.activations[name])
+                self.read[i] = grid, factor
         self.lowered = Lowered(simulated, [node.name for node in used], own)
 
     def _fake_quantize(self, node: gs.Node) -> Function:
@@ -88,9 +100,22 @@ class QuantizedNetwork(nn.Module):
                 continue
             found[layer.weight_tensor.name] = weight()
             if i in self.biased:
-                shift = self.units[i] * self.biases[str(i)]
-                found[self.biased[i]] = getattr(self, f"bias{i}") + shift
+                found[self.biased[i]] = self._bias(i, found[layer.weight_tensor.name])
         return found
+
+    def _bias(self, i: int, weight: Tensor) -> Tensor:
+        """The bias of a layer, rounded as that of an integer one is (numerics/bias.py)."""
+        bias = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
+        if i not in self.read:
+            return bias
+        grid, factor = self.read[i]
+        with torch.no_grad():
+            scale = self.weights[i].scale
+            step = (grid.scale * factor * scale).reshape(-1).double()
+            rounding = torch.round(bias / step) * step - bias
+            # A channel of zeros has a scale that is chosen for its bias.
+            alive = weight.ne(0).float().sum_to_size(scale.shape).reshape(-1) > 0
+        return bias + torch.where(alive, rounding, 0.0).to(bias.dtype)
 
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
         """Named tensors on a batch."""
@@ -116,10 +141,9 @@ class QuantizedNetwork(nn.Module):
         return moved
 
 
-def _simulated(model: Model) -> Model:
+def _simulated(model: Model, placement: Placement) -> Model:
     """A copy with fake quantizers as nodes."""
     copy = model.clone()
-    placement = place(copy) if model.activations else Placement()
     results = set(placement.results.values())
     grids: dict[str, tuple[str, float]] = {}
     for node in copy.graph.nodes:
