@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from onnxq.errors import UsageError
 from onnxq.numerics.levels import WIDTHS
 from onnxq.passes.absorb_bias import AbsorbBias
+from onnxq.passes.advance_activations import AdvanceActivations
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.copy_sizes import CopySizes
@@ -40,15 +41,15 @@ from onnxq.storage import OLDEST
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),
     DropIdentities(),
-    FoldBatchnorm(),
     CleanGraph(),
+    FoldBatchnorm(),
     PoolMeans(),
     CopySizes(),
     SplitShared(),
     DropTraces(),
 )
-# What makes more of a graph run on integers, and would only slow it down in floats.
-EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations())
+# What makes more of a graph run on integers, or on better grids, and would only slow floats down.
+EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations(), AdvanceActivations())
 
 # Bits of weights where none are asked for.
 DEFAULT_BITS = {"uniform": 8, "ternary": 2, "binary": 1}

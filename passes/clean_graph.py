@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from onnxq.layers import WEIGHTED
 from onnxq.model import INLINE_LIMIT, Model
@@ -34,10 +35,18 @@ class CleanGraph(Pass):
             return outcome
         was, now = ([node.op_type for node in p.graph.node] for p in (before, after))
         if now != was:
+            _keep_names(before, after)
             model.replace_by(after)
             model.tidy()
             outcome.edit("model", f"{len(was)} nodes became {len(now)}")
         return outcome
+
+
+def _keep_names(before: ModelProto, after: ModelProto) -> None:
+    """Call a node what the one was called that made its first result: users know it by that."""
+    names = {name: node.name for node in before.graph.node for name in node.output if name}
+    for node in after.graph.node:
+        node.name = names.get(node.output[0], node.name)
 
 
 def _hides_constants(model: Model) -> bool:
@@ -45,7 +54,7 @@ def _hides_constants(model: Model) -> bool:
     if model.graph.functions or next(model.graph.subgraphs(), None) is not None:
         return True
     return any(
-        node.op == "BatchNormalization"
-        or (node.op in WEIGHTED and not all(isinstance(t, gs.Constant) for t in node.inputs[1:]))
+        node.op in (*WEIGHTED, "BatchNormalization")
+        and not all(isinstance(t, gs.Constant) for t in node.inputs[1:])
         for node in model.graph.nodes
     )

@@ -37,7 +37,7 @@ class FoldBatchnorm(Pass):
         outcome = Outcome()
         ranks: dict[str, int] | None = None
         for norm in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
-            if (why := _unusable(norm)) is not None:
+            if (why := model.kept_float.get(norm.name) or _unusable(norm)) is not None:
                 outcome.skip(norm.name, why)
                 continue
             gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])

@@ -1,0 +1,68 @@
+"""What cuts values off goes before what moves them: there, the quantizer of a layer does it."""
+
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxq.layers import layer_of
+from onnxq.model import Model
+from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.placement import COMPANIONS, bounds
+
+# They take each value from one place, or the largest of some, and make no more of them.
+MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose",
+         "Unsqueeze"}  # fmt: skip
+
+
+class AdvanceActivations(Pass):
+    """Let Relu and Clip trade places with pools and moves between a layer and them.
+
+    f(max x) = max f(x) for an f that never falls. A grid then covers what f leaves, not what the
+    layer returned, of which half may be cut off.
+    """
+
+    name: ClassVar[str] = "advance-activations"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        for node in list(model.graph.nodes):
+            cuts = node.op in ("Relu", "Clip") and not node.domain and bounds(node) is not None
+            if cuts and (between := _between(model, node)):
+                last, first = between[0], between[-1]
+                result, data = node.outputs[0], first.inputs[0]
+                cut = model.variable(f"{data.name}_cut")
+                last.outputs[0] = result
+                node.inputs[0], node.outputs = data, [cut]
+                first.inputs[0] = cut
+                outcome.edit(node.name, f"before {', '.join(n.name for n in reversed(between))}")
+        return outcome
+
+
+def _between(model: Model, node: gs.Node) -> list[gs.Node]:
+    """The nodes between an activation and what makes its values, the nearest first.
+
+    None if something else reads the values on the way, or no layer makes them.
+    """
+    captured, found = model.captured(), []
+    tensor = node.inputs[0]
+    while tensor.inputs and _moves(model, maker := tensor.inputs[0]):
+        if model.single_consumer(tensor) is not (found or [node])[-1] or tensor.name in captured:
+            return []
+        found.append(maker)
+        tensor = maker.inputs[0]
+    alone = model.single_consumer(tensor) is (found or [node])[-1] and tensor.name not in captured
+    made = tensor.inputs and _makes(tensor.inputs[0])
+    return found if alone and made and node.name not in model.kept_float else []
+
+
+def _moves(model: Model, node: gs.Node) -> bool:
+    plain = node.op in MOVES and not node.domain and len(node.outputs) == 1
+    # The last window of a pool that rounds up may hold nothing.
+    return plain and not node.attrs.get("ceil_mode", 0) and node.name not in model.kept_float
+
+
+def _makes(node: gs.Node) -> bool:
+    """Whether a node is a layer, the bias of one, or another with an integer kernel."""
+    return not node.domain and (layer_of(node) is not None or node.op in COMPANIONS)
