@@ -13,6 +13,10 @@ from onnxq.protos import part, reads
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats
 
+# What makes sequences, which are not held: it runs again for each of their readers.
+SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
+             "SplitToSequence"}  # fmt: skip
+
 
 class Stream:
     """One model and its samples.
@@ -29,6 +33,9 @@ class Stream:
         self._fixed: dict[str, Array] = {}
         self._waiting = {node.name: node for node in self._proto.graph.node}
         self._reads = {name: reads(node) for name, node in self._waiting.items()}
+        self._remade = {
+            t for n in self._waiting.values() if n.op_type in SEQUENCES for t in n.output
+        }
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -58,8 +65,9 @@ class Stream:
         """Run what ``name`` needs and has not run, and forget what nobody will read any more."""
         missing = self._missing(name)
         for node in missing:
-            del self._waiting[node]
-        wanted = {name}.union(*map(self._reads.__getitem__, self._waiting))
+            if self._waiting[node].op_type not in SEQUENCES:
+                del self._waiting[node]
+        wanted = {name}.union(*map(self._reads.__getitem__, self._waiting)) - self._remade
         if missing:
             piece = part(self._proto, missing, self._held, self._fixed, wanted)
             session = Session(piece)

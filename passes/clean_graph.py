@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
@@ -33,6 +34,9 @@ class CleanGraph(Pass):
         except Exception as cause:
             outcome.skip("model", f"the optimizer gave up ({type(cause).__name__}: {cause})")
             return outcome
+        if (complaint := _complaint(after)) is not None and _complaint(before) is None:
+            outcome.skip("model", f"what the optimizer makes of it is not valid: {complaint}")
+            return outcome
         was, now = ([node.op_type for node in p.graph.node] for p in (before, after))
         if now != was:
             _keep_names(before, after)
@@ -40,6 +44,15 @@ class CleanGraph(Pass):
             model.tidy()
             outcome.edit("model", f"{len(was)} nodes became {len(now)}")
         return outcome
+
+
+def _complaint(proto: ModelProto) -> str | None:
+    """What onnx's checker has to say against a model; None if nothing."""
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as complaint:
+        return " ".join(str(complaint).split())
+    return None
 
 
 def _keep_names(before: ModelProto, after: ModelProto) -> None:

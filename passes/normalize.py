@@ -12,9 +12,10 @@ from onnxq.runtime import evaluate
 
 # Results that are larger than this and than what they were made of are left to be made at load.
 LARGEST_RESULT = 1 << 16
-# Not the same at every run; a Constant that is left holds strings or a sparse tensor.
+# Not the same at every run, or no tensors; a Constant that is left holds strings or a sparse one.
 UNFOLDED = {"Bernoulli", "Constant", "Multinomial", "RandomNormal", "RandomNormalLike",
-            "RandomUniform", "RandomUniformLike"}  # fmt: skip
+            "RandomUniform", "RandomUniformLike", "SequenceConstruct", "SequenceEmpty",
+            "SplitToSequence"}  # fmt: skip
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 

@@ -102,3 +102,20 @@ def test_a_body_reads_tensors_from_outside(pieces):
     found["b"]
     np.testing.assert_array_equal(found["y"][0], 2 * np.maximum(x, 0))
     assert [len(nodes) for nodes in pieces] == [2, 1]
+
+
+SEQUENCE = build(
+    "(float[N,4,3,3] x) => (float[] y) { b = Relu(x) s = SplitToSequence<axis=1>(b, two) "
+    "c = SequenceAt(s, nil) d = Neg(c) e = SequenceAt(s, one) y = Sub(d, e) }",
+    two=np.array(2), nil=np.array(0), one=np.array(1),
+)  # fmt: skip
+
+
+def test_what_a_sequence_holds_is_read_piece_by_piece():
+    batches = [Batch(feeds(SEQUENCE, seed, batch=2), [0, 1], 2) for seed in range(3)]
+    names = ("c", "d", "e", "y")
+    session = Session(from_proto(SEQUENCE), taps=names)
+    found = Stream(from_proto(SEQUENCE), batches)
+    for name in names:
+        for x, batch in zip(found[name], batches, strict=True):
+            np.testing.assert_array_equal(x, session.run(batch.feeds)[name])

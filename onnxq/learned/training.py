@@ -21,7 +21,7 @@ JUDGEMENTS = 12
 # So many times in a row that the judge's figure rose, in the second half, end a training.
 PATIENCE = 3
 # A mean loss has fallen if it fell by so many standard errors; too few samples do not tell them.
-SURE, FEW = 1.0, 10
+SURE, FEW = 2.0, 10
 # What is said of a training that the user ended, and of layers that it had not come to or that won
 # nothing.
 LEFT_OUT = "interrupted: the best so far is kept, later steps are left out"

@@ -17,6 +17,7 @@ from onnxq.learned.training import (  # noqa: E402
     JUDGEMENTS,
     MEMORY,
     PATIENCE,
+    SURE,
     Group,
     optimise,
     surely_less,
@@ -150,12 +151,12 @@ def test_what_may_be_better_by_chance_is_undone():
 
 
 @given(st.integers(0, 2**16), st.integers(10, 200), st.floats(-0.5, 0.5))
-def test_chance_is_a_standard_error_of_the_differences(seed, count, shift):
+def test_chance_is_two_standard_errors_of_the_differences(seed, count, shift):
     noise = np.random.default_rng(seed).standard_normal((2, count))
     start, losses = 5 + noise[0], 5 + noise[0] + 0.3 * noise[1] - shift
     gain = start - losses
     error = np.sqrt(np.sum((gain - gain.mean()) ** 2) / (count - 1) / count)
-    assert surely_less(losses, start) == (np.mean(gain) > error)
+    assert surely_less(losses, start) == (np.mean(gain) > SURE * error)
     order = np.random.default_rng(seed).permutation(count)
     assert surely_less(losses[order], start[order]) == surely_less(losses, start)
 

@@ -1,8 +1,10 @@
+import numpy as np
 import onnx
 
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.normalize import Normalize
-from tests.graphs import after, build, ops
+from onnxq.recipes import PREPARATION
+from tests.graphs import after, build, feeds, ops, run
 
 
 def test_a_branch_decided_beforehand_is_taken_and_its_layer_is_brought_out():
@@ -55,3 +57,57 @@ def test_what_the_optimizer_cannot_take_is_skipped_with_its_words(monkeypatch):
     model, outcome = after(proto, CleanGraph())
     assert ops(model) == ["MatMul"]
     assert [skip.why for skip in outcome.skips] == ["the optimizer gave up (ValueError: no)"]
+
+
+def test_nodes_keep_their_names():
+    proto = build(
+        "(float[2,4,6,6] x) => (float[] y) { c = Constant<value = bool {1}>() "
+        "a = Conv(x, w) f = Flatten(a) "
+        "y = If (c) <then_branch = one () => (float[] u) { u = Gemm<transB=1>(f, v) }, "
+        "else_branch = two () => (float[] t) { t = Neg(f) }> }",
+        w=(3, 4, 3, 3), v=(5, 48),
+    )  # fmt: skip
+    for node, name in zip(proto.graph.node, ("c", "stem", "flat", "head"), strict=True):
+        node.name = name
+    model, outcome = after(proto, Normalize(), CleanGraph())
+    assert outcome
+    assert [node.name for node in model.graph.nodes] == ["stem", "flat", "head"]
+
+
+def test_a_result_that_is_not_valid_is_not_taken(monkeypatch):
+    from onnxscript import optimizer
+
+    def spoil(proto):
+        worse = onnx.ModelProto.FromString(proto.SerializeToString())
+        worse.graph.node[0].attribute.append(onnx.helper.make_attribute("num_outputs", 2))
+        worse.graph.node.append(onnx.helper.make_node("Neg", ["y"], ["z"]))
+        return worse
+
+    monkeypatch.setattr(optimizer, "optimize", spoil)
+    proto = build("(float[2,4] x, float[4,4] w) => (float[] y) { y = MatMul(x, w) }")
+    model, outcome = after(proto, CleanGraph())
+    assert ops(model) == ["MatMul"]
+    (skip,) = outcome.skips
+    assert skip.why.startswith(
+        "what the optimizer makes of it is not valid: Unrecognized attribute"
+    )
+
+
+def test_batch_normalizations_in_functions_fold():
+    text = (
+        '<ir_version: 10, opset_import: ["" : 17, "local" : 1]>'
+        "net (float[2,2,5,5] x) => (float[] y) <float[2] s = {1.5, -2.0}, float[2] o = {0.5, 1.0},"
+        " float[2] m = {0.1, -0.3}, float[2] v = {2.0, 0.7}>"
+        "{ y = local.block(x, w, s, o, m, v) } "
+        '<domain: "local", opset_import: ["" : 17]> block (x, w, s, o, m, v) => (y) '
+        "{ k = Constant<value_float = 0.0>() l = CastLike(k, x) t = Constant<value_ints = [2]>() "
+        "b = Expand(l, t) a = Conv(x, w, b) y = BatchNormalization(a, s, o, m, v) }"
+    )
+    proto = onnx.parser.parse_model(text)
+    w = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    model, _ = after(proto, *PREPARATION)
+    assert ops(model) == ["Conv"]
+    x = feeds(proto)
+    found = run(model.to_proto(), x)["y"]
+    np.testing.assert_allclose(found, run(proto, x)["y"], rtol=1e-5, atol=1e-5)

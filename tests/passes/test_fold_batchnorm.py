@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from onnxq.model import from_proto
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.normalize import Normalize
 from tests.graphs import after, build, norm, ops
@@ -125,3 +126,15 @@ def test_a_shared_weight_is_folded_for_its_own_reader_alone():
     first, second = model.graph.nodes
     assert second.inputs[1].name == "w"
     assert first.inputs[1].name != "w"
+
+
+def test_a_norm_that_is_kept_float_stays():
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w) y = {NORM}(a, g, s, m, v) }}", w=(6, 4, 3, 3), **norm(6)
+    )
+    model = from_proto(proto)
+    (name,) = (node.name for node in model.graph.nodes if node.op == NORM)
+    model.kept_float = {name: "kept"}
+    outcome = FoldBatchnorm().run(model, {})
+    assert ops(model) == ["Conv", NORM]
+    assert [(skip.where, skip.why) for skip in outcome.skips] == [(name, "kept")]

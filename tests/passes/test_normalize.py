@@ -146,3 +146,13 @@ def test_a_factor_on_a_computed_bias_stays_with_a_reason():
     model, outcome = after(proto, Normalize())
     assert model.graph.nodes[0].attrs["beta"] == 2.0
     assert [skip.why for skip in outcome.skips] == ["beta multiplies a bias that is not constant"]
+
+
+def test_an_empty_sequence_is_no_constant():
+    proto = build(
+        "(float[2,3] x) => (float[] y) "
+        "{ s = SequenceEmpty() t = SequenceInsert(s, x) y = SequenceAt(t, first) }",
+        first=np.array(0),
+    )
+    model, _ = after(proto, Normalize())
+    assert ops(model) == ["SequenceEmpty", "SequenceInsert", "SequenceAt"]
