@@ -101,9 +101,13 @@ class Calibration:
             self.collect(model, {})
         session = Session(model)
         size = batch_size(session, self.samples)
+        samples = self.samples
+        if judged:
+            _, keys, _ = of_one_shape(list(batches(samples, session.inputs, size)))
+            fixed = fixed_batch(session.inputs) is not None
+            samples = without(samples, set(keys[HELD_OUT - 1 :: HELD_OUT]), whole=fixed)
         # Pieces of a model have little to do for one batch.
         size = min(4 * size, LARGEST_BATCH) if size > 1 else size
-        samples = without(self.samples, HELD_OUT) if judged else self.samples
         held = list(batches(samples, session.inputs, size))
         return walk(model, written, steps, held, partial(self.progress, "walking through layers"))
 
@@ -117,7 +121,7 @@ class Calibration:
             self.collect(model, {})
         session = Session(model)
         size = batch_size(session, self.samples)
-        feeds, others = of_one_shape(list(batches(self.samples, session.inputs, size)))
+        feeds, _, others = of_one_shape(list(batches(self.samples, session.inputs, size)))
         pictures = self.moments is not None and self.preprocess.channel_axis == 1
         first = next(iter(feeds))
         images = first if pictures and feeds[first].dtype == np.float32 else None

@@ -4,7 +4,7 @@ import csv
 import itertools
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from onnxq.errors import CalibrationError, InputError
+from onnxq.errors import CalibrationError, InputError, UsageError
 from onnxq.preprocess import Preprocess, as_input
 from onnxq.runtime import Input, Session
 from onnxq.spec import Array
@@ -20,6 +20,8 @@ from onnxq.spec import Array
 # Elements of the input in one batch: enough to amortize a call, little enough for any model.
 BATCH_ELEMENTS = 1 << 15
 LARGEST_BATCH = 64
+# Suffixes of files of ready tensors.
+ARRAYS = (".npz", ".npy")
 
 # What Pillow raises at files that are broken, of an unknown kind or absurdly large.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
@@ -49,7 +51,7 @@ class Samples(Protocol):
     """A source of samples, iterable any number of times.
 
     Attributes:
-        skipped: Samples that could not be read, each with the reason.
+        skipped: Files that could not be read and folders left out, each with the reason.
     """
 
     skipped: dict[str, str]
@@ -79,6 +81,7 @@ class Images:
         preprocess: From image to tensor.
         target: The model input the tensor is for.
         labels: Class of each file, or None.
+        unlabeled: Why there are no labels in spite of class folders, or nothing.
         assumed: Nobody declared the preprocessing.
         spare: Bytes of memory for tensors of images, which then need not be read again.
         resized: An image had another size than the model's fixed one, and no resize was declared.
@@ -89,6 +92,7 @@ class Images:
     target: Input
     labels: Sequence[int] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    unlabeled: str = ""
     resized: bool = False
     assumed: bool = False
     regroup: bool = True
@@ -103,6 +107,7 @@ class Images:
     def items(self) -> Iterator[tuple[int, dict[str, Array]]]:
         """See Samples."""
         sizes = _spatial(self.target, self.preprocess)
+        unreadable = 0
         for key, file in enumerate(self.files):
             if key in self._held:
                 yield key, {self.target.name: self._held[key]}
@@ -113,13 +118,14 @@ class Images:
                     self.resized |= self.preprocess.adapts and sizes not in (None, image.size[::-1])
             except UNREADABLE as cause:
                 self.skipped[str(file)] = " ".join(str(cause).split())
+                unreadable += 1
                 continue
             tensor = as_input(x, self.target.dtype)
             if tensor.nbytes <= self.spare:
                 self.spare -= tensor.nbytes
                 self._held[key] = tensor
             yield key, {self.target.name: tensor}
-        if len(self.skipped) == len(self.files):
+        if unreadable == len(self.files):
             raise CalibrationError(f"{self.files[0].parent}: none of its images can be read")
 
 
@@ -185,17 +191,28 @@ def thinned(samples: "Samples", size: int) -> "Samples":
     return replace(samples, rows=samples.rows[:: -(-len(samples.rows) // size)])
 
 
-def without(samples: "Samples", every: int) -> "Samples":
-    """The same source without the last one of every so many samples.
+def without(samples: "Samples", keys: Container[int], whole: bool) -> "Samples":
+    """The same source without some of its samples.
 
-    Feeds that the caller made stay as they are: their samples cannot be told apart.
+    Args:
+        samples: The source.
+        keys: Of the samples to leave out.
+        whole: Feeds that the caller made run as they are: one stays if it holds others, too.
     """
     if isinstance(samples, Images):
-        files = [f for i, f in enumerate(samples.files) if (i + 1) % every]
+        files = [f for key, f in enumerate(samples.files) if key not in keys]
         return replace(samples, files=files, labels=None, skipped={})
     if isinstance(samples, Arrays):
-        return replace(samples, rows=[r for i, r in enumerate(samples.rows) if (i + 1) % every])
-    return samples
+        return replace(samples, rows=[row for row in samples.rows if row not in keys])
+    assert isinstance(samples, Feeds)
+    feeds = []
+    for key, feed in samples.items():
+        kept = [row for row in range(_rows(feed)) if key + row not in keys]
+        if whole:
+            feeds += [feed] if kept else []
+        elif kept:
+            feeds.append({name: x[kept] if x.ndim else x for name, x in feed.items()})
+    return replace(samples, feeds=feeds)
 
 
 def batches(samples: Samples, inputs: Sequence[Input], size: int) -> Iterator[Batch]:
@@ -273,27 +290,38 @@ def open_samples(
 ) -> Samples:
     """Open a folder of images, an .npz or .npy file, or feeds made by the caller.
 
+    Images in hidden folders are none of the samples.
+
     Args:
         source: Folder (searched recursively), file, or iterable of {input name: array}.
         inputs: The model's inputs.
         preprocess: For images.
         size: Draw this many samples at random; None takes all.
         seed: Of the draw.
-        labels: ``none``; ``auto`` for class folders in sorted order or an array named ``labels``;
-            or a CSV file of image name and class.
+        labels: ``none``; ``auto`` for class folders in sorted order, or for an array named
+            ``labels``; or a CSV file of image name and class, for a folder.
 
     Raises:
+        UsageError: ``size`` is below 1, ``seed`` below 0, or a CSV file is to label arrays.
+        InputError: The CSV file is missing, no CSV, or lacks an image.
         CalibrationError: Nothing there, nothing readable, or not what the model takes.
     """
+    if size is not None and size < 1:
+        raise UsageError(f"{size} samples: give 1 or more")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: give 0 or more")
+    if not inputs:
+        raise CalibrationError("the model has no inputs, so that no data can be fed to it")
+    _check_table(labels, source)
     if isinstance(source, Images | Arrays | Feeds):
         return source
     if not isinstance(source, str | Path):
-        limited = Feeds(source, size or 2**62)  # type: ignore[arg-type]
+        limited = Feeds(source, 2**62 if size is None else size)  # type: ignore[arg-type]
         # The data are read more than once, which an iterator does not survive.
         return limited if iter(limited.feeds) is not limited.feeds else limited.held()
     path = Path(source)
     rng = np.random.default_rng(seed)
-    if path.suffix in (".npz", ".npy"):
+    if path.suffix in ARRAYS:
         return _open_arrays(path, inputs, size, rng, str(labels) == "auto")
     if not path.is_dir():
         kind = "not a folder, .npz or .npy" if path.exists() else "no such file or folder"
@@ -301,13 +329,48 @@ def open_samples(
     target = _image_input(inputs, path)
     found = sorted(f for f in path.rglob("*") if f.is_file())
     suffixes = _image_suffixes(found)
-    files = [f for f in found if f.suffix.lower() in suffixes]
+    hidden = {f: _hidden(f, path) for f in found if f.suffix.lower() in suffixes}
+    files = [f for f, folder in hidden.items() if folder is None]
     if not files:
         raise CalibrationError(f"{path}: no images in it (any format Pillow reads)")
-    classes = _classes(path, files, labels)
+    left_out = {str(folder): "a hidden folder" for folder in hidden.values() if folder is not None}
+    samples = Images(files, preprocess, target, skipped=left_out)
+    _label(samples, path, labels)
     chosen = _draw(len(files), size, rng)
-    kept = None if classes is None else [classes[i] for i in chosen]
-    return Images([files[i] for i in chosen], preprocess, target, kept)
+    samples.files = [files[i] for i in chosen]
+    if samples.labels is not None:
+        samples.labels = [samples.labels[i] for i in chosen]
+    return samples
+
+
+def _check_table(labels: str | Path, source: Data) -> None:
+    """Refuse a CSV file of labels that is not there, or that has no images to label.
+
+    Raises:
+        InputError: There is no such file.
+        UsageError: The samples are arrays, which have no names to look up.
+    """
+    if str(labels) in ("none", "auto"):
+        return
+    if not Path(labels).exists():
+        raise InputError(f"{labels}: no such file; labels are auto, none or a CSV file")
+    if not isinstance(source, str | Path) or Path(source).suffix in ARRAYS:
+        raise UsageError(
+            f"{labels}: a CSV file labels a folder of images; arrays bring their labels in an .npz "
+            "file, as an array named labels"
+        )
+
+
+def _hidden(file: Path, root: Path) -> Path | None:
+    """The outermost hidden folder below ``root`` that a file lies in, if any.
+
+    Notebooks and archivers leave copies of images in them, or files that only look like images.
+    """
+    folders = file.relative_to(root).parts[:-1]
+    for depth, name in enumerate(folders, 1):
+        if name.startswith(".") or name == "__MACOSX":
+            return root.joinpath(*folders[:depth])
+    return None
 
 
 def _image_suffixes(files: Iterable[Path]) -> Collection[str]:
@@ -358,16 +421,38 @@ def _open_arrays(
     return Arrays(arrays, _draw(count, size, rng), kept)
 
 
-def _classes(root: Path, files: Sequence[Path], labels: str | Path) -> list[int] | None:
-    """Class index of every file, or None if there are no labels."""
+def _label(samples: Images, root: Path, labels: str | Path) -> None:
+    """Give all images their classes; in the samples stays what was left out, or why there are none.
+
+    Raises:
+        InputError: ``labels`` is a file that is no CSV or lacks an image.
+    """
     if str(labels) == "none":
-        return None
-    if str(labels) == "auto":
-        folders = sorted(f.name for f in root.iterdir() if f.is_dir())
-        if len(folders) < 2 or any(f.parent == root for f in files):
-            return None
-        return [folders.index(f.relative_to(root).parts[0]) for f in files]
-    table = Path(labels)
+        return
+    if str(labels) != "auto":
+        samples.labels = _listed(root, samples.files, Path(labels))
+        return
+    inner = (f / "image" for f in root.iterdir() if f.is_dir())
+    classes = sorted(f.parent.name for f in inner if _hidden(f, root) is None)
+    stray = [f.name for f in samples.files if f.parent == root]
+    if len(classes) < 2:
+        return
+    if stray:
+        samples.unlabeled = f"{len(stray)} images lie beside the class folders, first {stray[0]}"
+        return
+    tops = [f.relative_to(root).parts[0] for f in samples.files]
+    samples.labels = [classes.index(top) for top in tops]
+    # Said aloud: the indices of all classes behind it depend on it.
+    empty = sorted(set(classes) - set(tops))
+    samples.skipped |= {str(root / name): "no images in it, but a class" for name in empty}
+
+
+def _listed(root: Path, files: Sequence[Path], table: Path) -> list[int]:
+    """Class of every file in a CSV of names, relative to ``root`` or bare, and classes.
+
+    Raises:
+        InputError: It is no CSV, or lacks a file.
+    """
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) >= 2]

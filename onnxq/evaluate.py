@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxq.data import Batch, Samples, batch_size, batches
+from onnxq.data import Batch, Images, Samples, batch_size, batches
 from onnxq.errors import CalibrationError
 from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
 from onnxq.progress import Progress, silent
@@ -61,7 +61,8 @@ class Comparison:
         constant_answer: The float model gave one answer to every sample.
         exact: Agreement of the quantized model's optimised and unoptimised graph.
         exact_sqnr: SQNR in dB between those two, of the output where it is least.
-        skipped: Samples that could not be read, with the reason.
+        skipped: Files that could not be read and folders left out, with the reason.
+        unlabeled: Why the images' class folders are no labels, or nothing.
         classes: Number of classes of a classifier, else 0.
         assumptions: What was taken for granted about the data, a sentence each.
     """
@@ -78,6 +79,7 @@ class Comparison:
     exact: Rate | None = None
     exact_sqnr: float = float("inf")
     skipped: dict[str, str] = field(default_factory=dict)
+    unlabeled: str = ""
     classes: int = 0
     assumptions: list[str] = field(default_factory=list)
 
@@ -103,8 +105,10 @@ class Comparison:
         """What the reader must know before believing the figures."""
         found = list(self.assumptions)
         if self.skipped:
-            names = ", ".join(list(self.skipped)[:3])
-            found.append(f"{len(self.skipped)} samples could not be read: {names}")
+            first = [f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3]]
+            found.append(f"{len(self.skipped)} files or folders are left out: {', '.join(first)}")
+        if self.unlabeled:
+            found.append(f"labels are not used: {self.unlabeled}")
         if self.constant_answer:
             found.append("the float model gives one answer to every sample: check preprocessing")
         top1 = self.float_top1
@@ -188,6 +192,8 @@ def compare(
     found.exact_sqnr = min((f.sqnr for f in between.values() if f.compared), default=math.inf)
     found.constant_answer = len(answers) == 1 and found.samples >= 32
     found.skipped = dict(samples.skipped)
+    if isinstance(samples, Images):
+        found.unlabeled = samples.unlabeled
     return found
 
 

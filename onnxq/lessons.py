@@ -81,8 +81,8 @@ class Lessons:
         return {name: x[chosen] for name, x in self.feeds.items()}
 
 
-def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], int]:
-    """The samples of the shape that most have, and how many others there are.
+def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], list[int], int]:
+    """The samples of the shape that most have, their keys, and how many others there are.
 
     Raises:
         CalibrationError: An input has no row for each sample.
@@ -102,4 +102,5 @@ def of_one_shape(batches: Sequence[Batch]) -> tuple[dict[str, Array], int]:
         name: np.concatenate([batch.trim(batch.feeds[name]) for batch in groups[most]])
         for name in groups[most][0].feeds
     }
-    return feeds, sum(count.values()) - count[most]
+    keys = [key for batch in groups[most] for key in batch.keys[: batch.valid]]
+    return feeds, keys, sum(count.values()) - count[most]

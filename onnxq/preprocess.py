@@ -79,8 +79,11 @@ class Preprocess(BaseModel):
         Args:
             image: Any image Pillow reads.
             fixed: Input (height, width) of the model, used where neither resize nor crop is set.
+
+        Raises:
+            ValueError: The range of its pixels cannot be known: floats, or integers beyond 16 bits.
         """
-        image = image.convert("L" if self.color == "gray" else "RGB")
+        image = _eight_bit(image).convert("L" if self.color == "gray" else "RGB")
         filter_ = Image.Resampling[self.resample.upper()]
         size = (image.height, image.width)
         if isinstance(self.resize, int):
@@ -153,12 +156,23 @@ def resolve(
         sidecar = model.with_name(f"{model.stem}.preprocess.toml")
         if sidecar.is_file():
             return read(sidecar), sidecar.name
-    if METADATA_KEY in metadata:
-        try:
-            return Preprocess.model_validate_json(metadata[METADATA_KEY]), "the model's metadata"
-        except ValidationError as cause:
-            raise InputError(f"metadata {METADATA_KEY} of the model: {explain(cause)}") from cause
+    if (carried := declared(metadata)) is not None:
+        return carried, "the model's metadata"
     return Preprocess(**IMAGENET), ASSUMED
+
+
+def declared(metadata: dict[str, str]) -> Preprocess | None:
+    """The preprocessing that a model's metadata carry, if they do.
+
+    Raises:
+        InputError: What they carry does not describe preprocessing.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        return Preprocess.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as cause:
+        raise InputError(f"metadata {METADATA_KEY} of the model: {explain(cause)}") from cause
 
 
 ASSUMED = "assumed: RGB, /255, ImageNet mean and std; give --preprocess if that is wrong"
@@ -178,6 +192,25 @@ def explain(error: ValidationError) -> str:
         f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg'].removeprefix('Value error, ')}"
         for e in error.errors()
     )
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image in a mode that ``Image.convert`` does not clip: 16-bit integers made 8-bit.
+
+    Raises:
+        ValueError: The range of its pixels cannot be known.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of an unknown range: save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image)
+    lo, hi = int(pixels.min()), int(pixels.max())
+    if lo < 0 or hi > 65535:
+        raise ValueError(f"its pixels go from {lo} to {hi}: save it with 8 or 16 bits")
+    # Mode I is what Pillow makes of some 16-bit files, but says nothing of the bits by itself.
+    step = 1 if image.mode == "I" and hi <= 255 else 257
+    return Image.fromarray(np.rint(pixels / step).astype(np.uint8))
 
 
 def _from_hugging_face(config: dict[str, Any]) -> Preprocess:

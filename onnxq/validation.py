@@ -6,7 +6,7 @@ from onnxq.data import Data, Images, Samples, open_samples, thinned
 from onnxq.evaluate import EVIDENCE, Comparison, compare
 from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, load
-from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
+from onnxq.preprocess import ASSUMED, Preprocess, declared, resolve
 from onnxq.progress import Progress, silent
 from onnxq.runtime import Session
 
@@ -31,6 +31,7 @@ def validate(
         progress: Called as samples are done.
 
     Raises:
+        UsageError: ``labels`` is a CSV file, and the data are arrays.
         InputError: A model or the data cannot be used.
     """
     _, _, samples = _opened(reference, quantized, data, preprocess, labels)
@@ -88,10 +89,15 @@ def _opened(
     preprocess: Preprocess | str | Path | None,
     labels: str | Path,
 ) -> tuple[Model, Model, Samples]:
-    """Both models, and data prepared as the quantized one's metadata say."""
+    """Both models, and data prepared as the quantized one's metadata say.
+
+    Raises:
+        UsageError: ``labels`` is a CSV file, and the data are arrays.
+        InputError: A model, what its metadata say, the labels or the data cannot be used.
+    """
     floats, integers = load(reference), load(quantized)
-    if preprocess is None and METADATA_KEY in integers.metadata:
-        preprocess = Preprocess.model_validate_json(integers.metadata[METADATA_KEY])
+    if preprocess is None:
+        preprocess = declared(integers.metadata)
     preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata)
     inputs = Session(Path(reference)).inputs
     samples = open_samples(data, inputs, preprocessing, labels=labels)

@@ -1,6 +1,7 @@
 """One pass over the data: the same statistics however it is batched, and a word on odd data."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -9,7 +10,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from onnxq.calibration import Calibration
-from onnxq.data import Arrays, open_samples
+from onnxq.data import Arrays, Batch, open_samples
 from onnxq.errors import CalibrationError
 from onnxq.model import Model, from_proto
 from onnxq.numerics.observe import Histogram, MinMax, Observer
@@ -187,3 +188,48 @@ def test_data_that_are_no_images_are_not_judged() -> None:
 def test_other_channel_counts_are_not_judged() -> None:
     gray = Preprocess(color="gray", scale=1 / 255)
     assert collect("N", NOISE, gray)[0].warnings() == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["images", "unreadable", "another shape", "arrays", "feeds", "pairs"]
+)
+def test_what_judges_chooses_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    source: Any = tmp_path
+    if kind in ("images", "unreadable", "another shape"):
+        for i, x in enumerate(pixels):
+            Image.fromarray(x).save(tmp_path / f"{i:02}.png")
+        if kind == "unreadable":
+            (tmp_path / "00.png").write_bytes(b"broken")
+        elif kind == "another shape":
+            Image.fromarray(pixels[0].repeat(2, axis=0)).save(tmp_path / "00.png")
+    else:
+        x = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+        source = [{"x": part} for part in np.split(x, 40 if kind == "feeds" else 20)]
+        if kind == "arrays":
+            source = tmp_path / "x.npy"
+            np.save(source, x)
+    model = from_proto(
+        onnx.parser.parse_model(
+            """<ir_version: 10, opset_import: ["" : 21]>
+            main (float[N,3,H,W] x) => (float[N,3,1,1] y) { y = GlobalAveragePool(x) }"""
+        )
+    )
+    samples = open_samples(source, Session(model).inputs, PRESETS["raw"], 37)
+    calibration = Calibration(samples, PRESETS["raw"])
+    seen = set()
+
+    def walk(model: Model, written: Model, steps: Any, batches: list[Batch], *rest: Any) -> Any:
+        seen.update(row.tobytes() for b in batches for row in b.trim(b.feeds["x"]))
+        return {}
+
+    monkeypatch.setattr("onnxq.calibration.walk", walk)
+    calibration.walk(model, model, [], judged=True)
+    lessons = calibration.teach(model, lambda model: model)
+    held = {row.tobytes() for row in lessons.feeds["x"][lessons.held]}
+    assert len(held) >= 3
+    assert not held & seen
+    assert {row.tobytes() for row in lessons.feeds["x"]} <= held | seen

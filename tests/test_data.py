@@ -12,7 +12,7 @@ from PIL import Image
 
 from onnxq import data
 from onnxq.data import Arrays, Batch, Feeds, Images, Samples, batch_size, batches, open_samples
-from onnxq.errors import CalibrationError, InputError
+from onnxq.errors import CalibrationError, InputError, UsageError
 from onnxq.model import from_proto
 from onnxq.preprocess import PRESETS
 from onnxq.runtime import Input, Session
@@ -99,6 +99,26 @@ def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
     samples = open_samples(tmp_path, image_input(), RAW)
     with pytest.raises(CalibrationError, match="none of its images can be read"):
         list(samples.items())
+
+
+def test_images_of_floats_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    save_images(tmp_path, "a.png")
+    Image.fromarray(np.ones((4, 5), np.float32)).save(tmp_path / "b.tif")
+    samples = open_samples(tmp_path, image_input(), RAW)
+    assert [key for key, _ in samples.items()] == [0]
+    assert list(samples.skipped) == [str(tmp_path / "b.tif")]
+    assert "floats" in samples.skipped[str(tmp_path / "b.tif")]
+
+
+def test_images_in_hidden_folders_are_left_out_and_the_folders_named(tmp_path: Path) -> None:
+    root = tmp_path / ".cache" / "images"  # what lies above the folder does not matter
+    save_images(root, "a/1.png", "a/.trash/deep/1.png", "__MACOSX/a/1.png", "b/2.png")
+    samples = open_samples(root, image_input(), RAW)
+    assert files_of(samples) == ["1.png", "2.png"]
+    hidden = [str(root / "__MACOSX"), str(root / "a" / ".trash")]
+    assert samples.skipped == dict.fromkeys(hidden, "a hidden folder")
+    # Folders left out are not taken for images that could not be read.
+    assert len(list(samples.items())) == 2
 
 
 def test_images_take_on_the_fixed_size_of_the_model(tmp_path: Path) -> None:
@@ -189,10 +209,38 @@ def test_class_folders_are_labels_in_sorted_order(tmp_path: Path) -> None:
     assert few.labels == [classes[f.relative_to(tmp_path).parts[0]] for f in few.files]
 
 
-@pytest.mark.parametrize("names", [["only/1.png"], ["a/1.png", "b/1.png", "1.png"]])
-def test_other_folders_are_no_classes(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX"])
+def test_hidden_folders_are_no_classes(tmp_path: Path, hidden: str, filled: bool) -> None:
+    save_images(tmp_path, "dog/1.png", "eel/1.png", "fox/1.png")
+    (tmp_path / hidden).mkdir()
+    if filled:
+        save_images(tmp_path / hidden, "1.png")
+    samples = open_samples(tmp_path, image_input(), RAW, labels="auto")
+    assert isinstance(samples, Images)
+    assert [file.parent.name for file in samples.files] == ["dog", "eel", "fox"]
+    assert samples.labels == [0, 1, 2]
+    assert samples.skipped == ({str(tmp_path / hidden): "a hidden folder"} if filled else {})
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["only/1.png"], ""),
+        (["1.png", "2.png"], ""),
+        (["only/1.png", "1.png"], ""),
+        (["a/1.png", "b/1.png", "c.png"], "1 images lie beside the class folders, first c.png"),
+    ],
+)
+def test_other_folders_are_no_classes(tmp_path: Path, names: list[str], why: str) -> None:
     save_images(tmp_path, *names)
-    assert open_samples(tmp_path, image_input(), RAW, labels="auto").labels is None
+    samples = open_samples(tmp_path, image_input(), RAW, labels="auto")
+    assert isinstance(samples, Images)
+    assert samples.labels is None
+    assert samples.unlabeled == why
+    samples = open_samples(tmp_path, image_input(), RAW)
+    assert isinstance(samples, Images)
+    assert not samples.unlabeled
 
 
 def test_a_csv_gives_labels_by_path_or_name(tmp_path: Path) -> None:
@@ -204,8 +252,26 @@ def test_a_csv_gives_labels_by_path_or_name(tmp_path: Path) -> None:
     table.write_text("a.png,3\n")
     with pytest.raises(InputError, match=r"1 images have no class in it, first c\.png"):
         open_samples(images, image_input(), RAW, labels=table)
+    table.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read as CSV"):
-        open_samples(images, image_input(), RAW, labels=tmp_path / "none.csv")
+        open_samples(images, image_input(), RAW, labels=table)
+
+
+@pytest.mark.parametrize("source", ["images", "x.npz", "x.npy", "feeds"])
+def test_a_csv_that_is_missing_or_has_no_images_is_refused(tmp_path: Path, source: str) -> None:
+    save_images(tmp_path / "images", "a.png")
+    x = np.zeros((2, 3, 4, 4), np.float32)
+    np.savez(tmp_path / "x.npz", x=x, labels=[0, 1])
+    np.save(tmp_path / "x.npy", x)
+    where: Any = [{"x": x}] if source == "feeds" else tmp_path / source
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+        open_samples(where, image_input(), RAW, labels=tmp_path / "none.csv")
+    (tmp_path / "labels.csv").write_text("a.png,1\n")
+    if source == "images":
+        assert open_samples(where, image_input(), RAW, labels=tmp_path / "labels.csv").labels == [1]
+        return
+    with pytest.raises(UsageError, match="an array named labels"):
+        open_samples(where, image_input(), RAW, labels=tmp_path / "labels.csv")
 
 
 # -- arrays ---------------------------------------------------------------------------------------
@@ -290,6 +356,36 @@ def test_a_wrong_suffix_is_refused(tmp_path: Path) -> None:
         wrong = (tmp_path / old).rename(tmp_path / new)
         with pytest.raises(CalibrationError, match="not a readable"):
             open_samples(wrong, [Input("x", FLOAT, None)], RAW)
+
+
+# -- what no source can give ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["images", "x.npy", "feeds"])
+@pytest.mark.parametrize(
+    ("inputs", "size", "seed", "error", "complaint"),
+    [
+        (image_input(), 0, 0, UsageError, "0 samples: give 1 or more"),
+        (image_input(), -3, 0, UsageError, "-3 samples: give 1 or more"),
+        (image_input(), 1, -1, UsageError, "seed -1: give 0 or more"),
+        ([], 1, 0, InputError, "the model has no inputs"),
+    ],
+)
+def test_wrong_calls_are_refused(
+    tmp_path: Path,
+    source: str,
+    inputs: list[Input],
+    size: int,
+    seed: int,
+    error: type[Exception],
+    complaint: str,
+) -> None:
+    save_images(tmp_path / "images", "a.png")
+    x = np.zeros((2, 3, 4, 4), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    where: Any = [{"x": x}] if source == "feeds" else tmp_path / source
+    with pytest.raises(error, match=complaint):
+        open_samples(where, inputs, RAW, size, seed)
 
 
 # -- batches --------------------------------------------------------------------------------------

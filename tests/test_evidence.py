@@ -9,12 +9,13 @@ from rich.console import Console
 import onnxq
 from onnxq.conversion import largest_change
 from onnxq.data import open_samples
-from onnxq.errors import CalibrationError, PassError, UsageError
+from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
 from onnxq.model import from_proto
 from onnxq.pipeline import Outcome, Skip
-from onnxq.preprocess import PRESETS
+from onnxq.preprocess import METADATA_KEY, PRESETS
 from onnxq.runtime import Session
+from onnxq.validation import quantized_against
 from tests.graphs import build
 
 CONV = "a = Conv<pads=[1,1,1,1]>(x, w, b)"
@@ -126,6 +127,7 @@ def test_a_class_folder_without_images_keeps_its_index(tmp_path):
     inputs = [onnxq.runtime.Input("x", np.dtype(np.float32), (None, 3, 7, 7))]
     samples = open_samples(tmp_path, inputs, PRESETS["unit"], labels="auto")
     assert samples.labels == [0, 1, 3]
+    assert samples.skipped == {str(tmp_path / "c"): "no images in it, but a class"}
 
 
 def test_scores_with_spatial_axes_left_behind_are_a_classifier(tmp_path):
@@ -166,6 +168,68 @@ def test_validation_says_what_it_took_for_granted_about_images(tmp_path):
         "preprocessing assumed",
         "images are resized to the model's input size",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stray", "warning"),
+    [
+        ("c/notes.txt", "1 files or folders are left out: {}/c (no images in it, but a class)"),
+        (".c/0.png", "1 files or folders are left out: {}/.c (a hidden folder)"),
+        ("0.png", "labels are not used: 1 images lie beside the class folders, first 0.png"),
+    ],
+)
+@pytest.mark.parametrize("call", ["validate", "convert"])
+def test_reports_say_what_of_a_folder_was_not_used(tmp_path, stray, warning, call):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    for name in ("a/0.png", "b/0.png", stray):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (7, 7), "white").save(folder / name, "png")
+    graph = f"(float[N,3,7,7] x) => (float[N,4,1,1] y) {{ {CONV} y = GlobalAveragePool(a) }}"
+    source = tmp_path / "m.onnx"
+    source.write_bytes(build(graph, **WEIGHTS).SerializeToString())
+    if call == "validate":
+        warnings = onnxq.validate(source, source, folder, preprocess="unit").warnings
+    else:
+        report = onnxq.convert(source, validate=folder, preprocess="unit")
+        warnings = report.warnings
+        assert (report.validation.float_top1 is None) == ("labels" in warning)
+    assert warning.format(folder) in warnings
+
+
+@pytest.mark.parametrize("text", ["{", '{"mean": []}', '{"colour": "rgb"}'])
+@pytest.mark.parametrize("compared", [onnxq.validate, quantized_against], ids=lambda f: f.__name__)
+def test_broken_metadata_of_the_quantized_model_are_refused(tmp_path, text, compared):
+    proto = build(f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", **WEIGHTS)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    proto.metadata_props.add(key=METADATA_KEY, value=text)
+    (tmp_path / "q.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match=METADATA_KEY) as caught:
+        compared(tmp_path / "m.onnx", tmp_path / "q.onnx", images(1))
+    assert "\n" not in str(caught.value)
+    found = onnxq.validate(tmp_path / "m.onnx", tmp_path / "q.onnx", images(1), preprocess="raw")
+    assert found.samples == 1
+
+
+def test_a_model_without_inputs_cannot_be_fed(tmp_path):
+    source = tmp_path / "m.onnx"
+    constant = "() => (float[] y) <float[1,3,7,7] x = {%s}> { %s y = Relu(a) }"
+    text = constant % (", ".join(["1.0"] * 147), CONV)
+    source.write_bytes(build(text, **WEIGHTS).SerializeToString())
+    np.save(tmp_path / "c.npy", np.zeros((2, 3), np.float32))
+    for call in (
+        lambda: onnxq.convert(source, calib=tmp_path / "c.npy"),
+        lambda: onnxq.validate(source, source, tmp_path / "c.npy"),
+    ):
+        with pytest.raises(InputError, match="the model has no inputs"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [{"calib_size": 0}, {"calib_size": -1}, {"seed": -1}], ids=str)
+def test_a_draw_that_cannot_be_is_a_wrong_call(converted, wrong):
+    with pytest.raises(UsageError, match="or more"):
+        converted(f"(float[N,3,7,7] x) => (float[] a) {{ {CONV} }}", images(2), **wrong)
 
 
 def test_verification_sees_where_an_output_stops_being_finite(tmp_path):

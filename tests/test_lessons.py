@@ -61,13 +61,15 @@ def batch(rows, size=4, valid=None, **others):
 
 
 def test_the_shape_that_most_samples_have_is_kept():
-    feeds, others = of_one_shape([batch(2, 3), batch(1, 4), batch(1, 5), batch(3, 4), batch(1, 3)])
+    feeds, _, others = of_one_shape(
+        [batch(2, 3), batch(1, 4), batch(1, 5), batch(3, 4), batch(1, 3)]
+    )
     assert feeds["x"].shape == (4, 4)
     assert others == 4
 
 
 def test_what_fills_a_batch_is_no_sample():
-    feeds, others = of_one_shape([batch(4, 3, valid=1), batch(4, 5, valid=2)])
+    feeds, _, others = of_one_shape([batch(4, 3, valid=1), batch(4, 5, valid=2)])
     assert feeds["x"].shape == (2, 5)
     assert others == 1
 
@@ -77,7 +79,7 @@ def test_samples_stay_in_order():
         Batch({"x": np.array([[i], [i + 0.5]]), "z": np.array([i, -i])}, [0, 1], 2)
         for i in range(3)
     ]
-    feeds, others = of_one_shape(parts)
+    feeds, _, others = of_one_shape(parts)
     assert feeds["x"].ravel().tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
     assert feeds["z"].tolist() == [0, 0, 1, -1, 2, -2]
     assert others == 0
@@ -86,10 +88,10 @@ def test_samples_stay_in_order():
 def test_inputs_are_told_apart_by_their_names_in_whatever_order_they_come():
     x, z = np.zeros((2, 3)), np.zeros((2, 5))
     swapped = [Batch({"x": x, "z": z}, [0, 1], 2), Batch({"z": z, "x": x}, [2, 3], 2)]
-    feeds, others = of_one_shape(swapped)
+    feeds, _, others = of_one_shape(swapped)
     assert (feeds["x"].shape, feeds["z"].shape, others) == ((4, 3), (4, 5), 0)
     twisted = [Batch({"x": x, "z": z}, [0, 1], 2), Batch({"z": x, "x": z}, [2, 3], 2)]
-    assert of_one_shape(twisted)[1] == 2
+    assert of_one_shape(twisted)[2] == 2
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,43 @@ def test_images_of_any_mode_have_the_declared_channels(
     assert x.shape == (1, channels, 6, 9)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, suffix: str, color: str) -> None:
+    values = np.array([[0, 128, 129, 257, 385], [386, 32768, 65278, 65406, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        x = Preprocess(color=color).apply(image)
+    expected = [[0, 0, 1, 1, 1], [2, 128, 254, 254, 255]]  # to nearest
+    np.testing.assert_array_equal(x, np.broadcast_to(np.array(expected), x.shape))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I"])
+def test_every_mode_of_wide_integers_is_scaled(mode: str) -> None:
+    assert Preprocess().apply(Image.new(mode, (2, 3), 51400)).tolist() == [[[[200] * 2] * 3] * 3]
+
+
+def test_few_of_sixteen_bits_are_no_eight_bits_but_in_a_mode_without_bits() -> None:
+    dark = np.array([[0, 100, 255]])
+    for pixels, expected in ((np.uint16(dark), [0, 0, 1]), (np.int32(dark), [0, 100, 255])):
+        x = Preprocess(color="gray").apply(Image.fromarray(pixels))
+        assert x.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pixels", "complaint"),
+    [
+        (np.array([[0.5, 200]], np.float32), "floats"),
+        (np.array([[0, 65536]], np.int32), "from 0 to 65536"),
+        (np.array([[-1, 200]], np.int32), "from -1 to 200"),
+    ],
+    ids=["floats", "too large", "negative"],
+)
+def test_pixels_of_an_unknown_range_are_refused(pixels: np.ndarray, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Preprocess().apply(Image.fromarray(pixels))
+
+
 def test_alpha_is_dropped() -> None:
     image = IMAGE.copy()
     image.putalpha(7)

@@ -77,6 +77,8 @@ class Trained:
         return f"held-out loss {min(self.best, self.before):.4g}, was {self.before:.4g}"
 
     def __str__(self) -> str:
+        if math.isinf(self.last):
+            return f"{self.step} steps, none of them judged: left as it was"
         what = f"loss on held-out samples {self.before:.4g} -> {self.best:.4g}, {self.step} steps"
         if not self.undone:
             return what
