@@ -14,9 +14,13 @@ from onnxq.bench import bench as run_bench
 from onnxq.cli.main import main
 from onnxq.cli.options import (
     FILE,
+    FILE_OR_WORD,
+    MODEL,
+    WRITTEN,
     act_bits,
     json_option,
     labels_option,
+    max_drop_option,
     model_argument,
     out,
     preprocess_option,
@@ -44,7 +48,9 @@ from onnxq.validation import validate as run_validate
 
 @main.command()
 @model_argument()
-@click.option("-o", "--output", type=FILE, help="File to write  [default: MODEL_STEM.w8a8.onnx].")
+@click.option(
+    "-o", "--output", type=WRITTEN, help="File to write  [default: MODEL_STEM.w8a8.onnx]."
+)
 @click.option(
     "--quality",
     type=click.Choice(QUALITIES),
@@ -72,7 +78,11 @@ from onnxq.validation import validate as run_validate
     help="Samples drawn from them.",
 )
 @preprocess_option
-@click.option("--recipe", help="A recipe file (.toml) or name; onnxq recipes lists the names.")
+@click.option(
+    "--recipe",
+    type=FILE_OR_WORD,
+    help="A recipe file (.toml) or name; onnxq recipes lists the names.",
+)
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as TOML and do nothing.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale for a layer, not per channel.")
 @click.option(
@@ -100,10 +110,10 @@ from onnxq.validation import validate as run_validate
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes to leave alone.")
 @click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
 @labels_option
-@click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
+@max_drop_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
-    "--checkpoint", type=FILE, help="Where training keeps its state; a killed run goes on there."
+    "--checkpoint", type=WRITTEN, help="Where training keeps its state; a killed run goes on there."
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--no-verify", is_flag=True, help="Skip the check of the exact passes.")
@@ -146,8 +156,8 @@ def convert(
             progress=progress,
             **options,
         )
-    out().print(report)
     write_json(json_file, report.to_dict())
+    out().print(report)
     return report.exit_code
 
 
@@ -157,7 +167,7 @@ def convert(
 @click.option("--data", type=FILE, required=True, help="Images (a folder) or tensors (.npz, .npy).")
 @labels_option
 @preprocess_option
-@click.option("--max-drop", type=click.FloatRange(0), help="Exit with 1 if more points are lost.")
+@max_drop_option
 @json_option
 def validate(
     float_model: Path,
@@ -179,6 +189,14 @@ def validate(
         )
     kernels = census(load(quantized), quantized)
     sizes = file_size(float_model), file_size(quantized)
+    values = comparison_dict(found) | {
+        "float_bytes": sizes[0],
+        "bytes": sizes[1],
+        "size_ratio": sizes[1] / sizes[0],
+        "integer_layers": len(kernels.integer),
+        "total_layers": kernels.total,
+    }
+    write_json(json_file, values)
     console = out()
     console.print(comparison_table(found, f"{found.samples} samples of {data}"))
     console.print(f"size {human(sizes[0])} -> {human(sizes[1])}, ratio {sizes[1] / sizes[0]:.3f}")
@@ -189,20 +207,12 @@ def validate(
     missed = found.missed(max_drop)
     if missed is not None:
         console.print(gate_text(max_drop, missed))
-    values = comparison_dict(found) | {
-        "float_bytes": sizes[0],
-        "bytes": sizes[1],
-        "size_ratio": sizes[1] / sizes[0],
-        "integer_layers": len(kernels.integer),
-        "total_layers": kernels.total,
-    }
-    write_json(json_file, values)
     return int(missed is not None)
 
 
 @main.command()
 @model_argument()
-@click.option("--against", type=FILE, help="A quantized file made from MODEL.")
+@click.option("--against", type=MODEL, help="A quantized file made from MODEL.")
 @click.option("--data", type=FILE, help="Images or tensors to compare the layers on.")
 @preprocess_option
 @json_option
@@ -223,23 +233,23 @@ def inspect(
     if against is not None and data is not None:
         with progress_bar() as progress:
             errors = quantized_against(model, against, data, preprocess, progress)
-        console.print(layer_table(errors, f"{against} against {model}"))
         write_json(json_file, [asdict(e) for e in errors])
+        console.print(layer_table(errors, f"{against} against {model}"))
         return 0
     found, kernels = run_inspect(load(model), model)
-    console.print(_layer_list(found))
-    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
     total = cost(found)
-    console.print(cost_text(total))
     values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
     values |= {"cost": asdict(total)}
     write_json(json_file, values | {"total_layers": kernels.total})
+    console.print(_layer_list(found))
+    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+    console.print(cost_text(total))
     return 0
 
 
 @main.command()
 @model_argument("float_model")
-@click.argument("quantized", type=FILE, nargs=-1, required=True)
+@click.argument("quantized", type=MODEL, nargs=-1, required=True)
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each model."
 )
@@ -262,10 +272,10 @@ def bench(
         speeds = run_bench(
             [float_model, *quantized], threads=threads, batch=batch, progress=progress
         )
+    write_json(json_file, [asdict(s) for s in speeds])
     console = out()
     console.print(_speed_table(speeds))
     console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
-    write_json(json_file, [asdict(s) for s in speeds])
     return 0
 
 
@@ -307,6 +317,8 @@ def demo(output: Path | None, json_file: Path | None) -> int:
         output.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         reports, speeds = run_demo(output, progress)
+    speed_values = [asdict(s) for s in speeds]
+    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
     table = Table(title="digits CNN, 597 labeled test images", title_justify="left", box=None)
     for column in ("", "top-1", "agreement", "size", "ratio", "speed", "integer layers"):
         table.add_column(column, justify="right" if column else "left")
@@ -329,8 +341,6 @@ def demo(output: Path | None, json_file: Path | None) -> int:
     console = out()
     console.print(table)
     console.print("next: onnxq convert model.onnx --calib images/")
-    speed_values = [asdict(s) for s in speeds]
-    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
     return 0
 
 

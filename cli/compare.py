@@ -13,6 +13,7 @@ from rich.text import Text
 from onnxq.cli.main import main
 from onnxq.cli.options import (
     FILE,
+    WRITTEN,
     act_bits,
     json_option,
     labels_option,
@@ -93,10 +94,10 @@ def _svg(context: Any, option: Any, path: Path | None) -> Path | None:
 @click.option(
     "--csv",
     "table",
-    type=FILE,
+    type=WRITTEN,
     help="Write every row to this file as it is done; rows that are there are not run again.",
 )
-@click.option("--plot", "plot_file", type=FILE, callback=_svg, help="Draw them (.svg).")
+@click.option("--plot", "plot_file", type=WRITTEN, callback=_svg, help="Draw them (.svg).")
 @json_option
 def compare(
     model: Path,
@@ -122,12 +123,12 @@ def compare(
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         raise Interrupted(f"interrupted; {_kept(table)}") from stop
-    _print(sweep)
     if plot_file is not None:
         with replacing(plot_file) as temporary:
             temporary.write_text(plot(sweep.rows), encoding="utf-8")
     values = asdict(sweep) | {"best": sorted(sweep.best), "warnings": sweep.warnings}
     write_json(json_file, values | {"rows": [row.model_dump() for row in sweep.rows]})
+    _print(sweep)
     return sweep.exit_code
 
 

@@ -1,23 +1,34 @@
 """The ``onnxq`` group, and how errors leave it: one line and an exit code."""
 
 import os
+import signal
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 import click
 
 import onnxq
+from onnxq.cli.options import Command
 from onnxq.errors import OnnxqError
 
 
 class Group(click.Group):
     """A group that turns every failure into one line on stderr and a documented exit code."""
 
+    command_class = Command
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command. Exit codes: 0 done, 1 gate failed, 2 usage, 3 bad input, 123 our fault."""
         kwargs["standalone_mode"] = False
+        code: Any
+        if threading.current_thread() is threading.main_thread():  # others may set no handler
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             code = super().main(*args, **kwargs)
+        except SystemExit as leave:
+            # click and rich leave with 1, which means the gate here, if nobody reads stdout.
+            code = 141 if leave.code == 1 else leave.code
         except click.exceptions.Exit as leave:
             code = leave.exit_code
         except click.ClickException as error:
@@ -46,6 +57,12 @@ class Group(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def _terminate(*_: Any) -> NoReturn:
+    """End as at a failure, which puts things back; once begun, that is not interrupted."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(143)
+
+
 def _complain(text: str) -> None:
     click.echo("onnxq: " + " ".join(text.split()), err=True)
 
@@ -61,7 +78,8 @@ def main(context: click.Context) -> None:
     """Make ONNX vision models small and fast, without retraining and without labels.
 
     Exit codes: 0 done; 1 a --max-drop gate failed (the file is written all the same); 2 wrong
-    usage; 3 the input cannot be used; 123 a bug; 130 stopped by hand.
+    usage; 3 the input cannot be used; 123 a bug; 130 stopped by hand, 143 by SIGTERM; 141 nobody
+    reads stdout.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -12,14 +12,45 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxq.errors import UsageError
-from onnxq.files import check_writable, replacing
+from onnxq.files import check_apart, check_writable, replacing
 from onnxq.progress import Progress as Callback
 from onnxq.progress import silent
+from onnxq.protos import model_files
 from onnxq.recipe import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+# What a parameter names: a model that is read, other files or a folder that are, a file or a word,
+# and a file that is written.
+MODEL = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path)
+FILE_OR_WORD = click.types.StringParamType()
+WRITTEN = click.Path(path_type=Path)
+
+
+class Command(click.Command):
+    """A command that overwrites nothing that it reads, and writes no file for two flags."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it.
+
+        Raises:
+            UsageError: Two parameters name one file, of which one is to be written.
+        """
+        named: dict[Any, dict[str, list[Any]]] = {}
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            several = value if isinstance(value, tuple) else (value,)
+            given = [one for one in several if one is not None]
+            if parameter.type is MODEL:
+                given = [file for model in given for file in model_files(model)]
+            option = isinstance(parameter, click.Option)
+            flag = parameter.opts[-1] if option else parameter.human_readable_name
+            named.setdefault(parameter.type, {})[flag] = given
+        kinds = (MODEL, FILE, FILE_OR_WORD)
+        read = {flag: files for kind in kinds for flag, files in named.get(kind, {}).items()}
+        check_apart(named.get(WRITTEN, {}), read)
+        return super().invoke(ctx)
 
 
 def act_bits(text: str) -> ActBits:
@@ -41,7 +72,7 @@ def several(one: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def model_argument(name: str = "model") -> Callable[[F], F]:
     """An ONNX file that is read."""
-    return click.argument(name, type=FILE)
+    return click.argument(name, type=MODEL)
 
 
 def json_option(command: F) -> F:
@@ -49,9 +80,19 @@ def json_option(command: F) -> F:
     return click.option(
         "--json",
         "json_file",
-        type=FILE,
+        type=WRITTEN,
         callback=_not_a_model,
         help="Write every figure to this file as well.",
+    )(command)
+
+
+def max_drop_option(command: F) -> F:
+    """The gate."""
+    return click.option(
+        "--max-drop",
+        type=_points,
+        metavar="POINTS",
+        help="Exit with 1 if more points are lost.",
     )(command)
 
 
@@ -59,6 +100,7 @@ def labels_option(command: F) -> F:
     """Where classes come from."""
     return click.option(
         "--labels",
+        type=FILE_OR_WORD,
         default="auto",
         show_default=True,
         help="Class folders (auto), no labels (none), or a CSV file of image and class.",
@@ -69,6 +111,7 @@ def preprocess_option(command: F) -> F:
     """How images become tensors."""
     return click.option(
         "--preprocess",
+        type=FILE_OR_WORD,
         help="A TOML file, a Hugging Face preprocessor_config.json, or imagenet, unit or raw. By "
         "default MODEL_STEM.preprocess.toml beside the model.",
     )(command)
@@ -124,6 +167,14 @@ def _not_a_model(context: Any, option: Any, path: Path | None) -> Path | None:
             raise UsageError(f"--json {path}: is the name of a model; name a .json file")
         check_writable(path, None, force=True)
     return path
+
+
+def _points(text: str) -> float:
+    """Percentage points, of which no drop is more than NaN."""
+    points = float(click.FloatRange(0)(text))
+    if math.isnan(points):
+        raise click.BadParameter(f"'{text}' is not a number")
+    return points
 
 
 def _plain(value: Any) -> Any:

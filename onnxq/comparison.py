@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from onnxq._version import __version__
 from onnxq.data import Data
 from onnxq.errors import OnnxqError, UsageError
-from onnxq.files import check_writable, replacing
+from onnxq.files import check_apart, check_writable, replacing
 from onnxq.preprocess import Preprocess
 from onnxq.progress import Progress, silent
+from onnxq.protos import model_files
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import version
@@ -188,7 +189,17 @@ def compare_recipes(
     """
     source = Path(source)
     plans = _plans(recipes, bits, act_bits)
-    written = {} if table is None else read_rows(table, source)
+    check_apart(
+        {"--csv": [table]},
+        {
+            "MODEL": model_files(source),
+            "--calib": [calib],
+            "--data": [data],
+            "--labels": [labels],
+            "--preprocess": [preprocess],
+        },
+    )
+    written = {} if table is None else read_rows(table)
     bench = Workbench(source, calib, data, calib_size, preprocess, labels, seed, progress)
     sweep = Sweep(str(source), bench.float_bytes, overlap=bench.overlap)
     provenance = {
@@ -253,17 +264,16 @@ def _described(data: Data) -> str:
 # -- the table on disk -----------------------------------------------------------------------------
 
 
-def read_rows(path: Path, source: Path | None = None) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, Row]:
     """Rows of a table by key; none if the file is not there yet.
 
     Args:
         path: A CSV file that ``compare_recipes`` wrote or is to write.
-        source: A file that it must not be.
 
     Raises:
         UsageError: It cannot be written, or is something else, which is left as it is.
     """
-    check_writable(path, source, force=True)
+    check_writable(path, None, force=True)
     if not path.exists():
         return {}
     try:

@@ -12,7 +12,13 @@ from onnxq.calibration import Calibration
 from onnxq.data import Data, Images, Samples, first_batch, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import EVIDENCE, compare
-from onnxq.files import check_checkpoint, check_writable, restored_on_failure
+from onnxq.files import (
+    check_apart,
+    check_checkpoint,
+    check_writable,
+    data_file,
+    restored_on_failure,
+)
 from onnxq.inspect import cost, inspect
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
@@ -20,7 +26,7 @@ from onnxq.model import Model, load
 from onnxq.pipeline import LearnedPass, Outcome, Pass, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
-from onnxq.protos import check_file, file_size
+from onnxq.protos import check_file, file_size, model_files
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import plan
 from onnxq.report import Report
@@ -125,10 +131,20 @@ def convert(
         raise UsageError("--checkpoint needs a recipe that trains, as --quality best does")
     model = load(source)
     target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
-    check_writable(target, source, force)
     state = None if checkpoint is None else Path(checkpoint)
+    check_apart(
+        {"--output": (target, data_file(target)), "--checkpoint": [state]},
+        {
+            "MODEL": model_files(source),
+            "--calib": [calib],
+            "--validate": [validate],
+            "--labels": [labels],
+            "--preprocess": [preprocess],
+        },
+    )
+    check_writable(target, source, force)
     if state is not None:
-        check_checkpoint(state, source, target)
+        check_checkpoint(state)
     refuse_quantized(model)
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
     original = _session(source, calib is not None or validate is not None, report)
@@ -392,7 +408,8 @@ def doubts(calibration: Calibration, origin: str) -> list[str]:
         found.append(f"preprocessing {ASSUMED}")
     if samples.skipped:
         names = ", ".join(list(samples.skipped)[:3])
-        found.append(f"{len(samples.skipped)} calibration images are unreadable: {names}")
+        count = len(samples.skipped)
+        found.append(f"{count} files or folders of the calibration data are left out: {names}")
     return found
 
 

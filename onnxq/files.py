@@ -4,8 +4,10 @@ import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from PIL import Image
 
 from onnxq.errors import UsageError
 
@@ -31,17 +33,40 @@ def check_writable(path: Path, source: Path | None, force: bool) -> None:
         raise UsageError(f"{path}: exists already; --force replaces it")
 
 
-def check_checkpoint(path: Path, *models: Path) -> None:
-    """Raise UsageError unless ``path`` may hold the states of trainings.
+def check_apart(
+    written: Mapping[str, Iterable[Path | None]], read: Mapping[str, Iterable[object]]
+) -> None:
+    """Raise UsageError if a file to write is read as well, or is written for two flags.
 
     Args:
-        path: The checkpoint.
-        models: Files that are read and written meanwhile.
+        written: Files by the flag that names them.
+        read: Files and folders, likewise; what is no path, as a preset or an array, is passed over.
     """
+    taken = [(flag, Path(f)) for flag, fs in read.items() for f in fs if isinstance(f, str | Path)]
+    for flag, files in written.items():
+        own = [file for file in files if file is not None]
+        for file in own:
+            for other, known in taken:
+                if _is_of(file, known):
+                    raise UsageError(f"{flag} {file}: is a file of {other}: name another file")
+        taken += [(flag, file) for file in own]
+
+
+def _is_of(file: Path, known: Path) -> bool:
+    """Whether a file is another one, under whatever name, or an image in that folder."""
+    if file.resolve() == known.resolve():
+        return True
+    if not (file.exists() and known.exists()):
+        return False
+    if known.is_dir():
+        inside = file.resolve().is_relative_to(known.resolve())
+        return inside and file.suffix.lower() in Image.registered_extensions()
+    return file.samefile(known)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise UsageError unless ``path`` may hold the states of trainings."""
     check_writable(path, None, force=True)
-    taken = {file.resolve() for model in models for file in (model, data_file(model))}
-    if path.resolve() in taken:
-        raise UsageError(f"{path}: is a model of this conversion: name another file")
     if path.exists() and not _holds_trainings(path):
         raise not_a_checkpoint(path)
 
@@ -77,15 +102,16 @@ def restored_on_failure(path: Path) -> Iterator[None]:
     """Put back what lay at ``path`` and its data file, or nothing, if what follows fails."""
     kept = {f: f.with_name(f".{f.name}.{os.getpid()}.old") for f in (path, data_file(path))}
     kept = {file: aside for file, aside in kept.items() if file.exists()}
-    for file, aside in kept.items():
-        aside.hardlink_to(file)
     try:
+        for file, aside in kept.items():
+            aside.hardlink_to(file)
         yield
     except BaseException:
         for file in {path, data_file(path)} - kept.keys():
             file.unlink(missing_ok=True)
         for file, aside in kept.items():
-            aside.replace(file)
+            if aside.exists():  # a signal may come before it is there
+                aside.replace(file)
         raise
     finally:
         for aside in kept.values():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxq.errors import InputError
@@ -228,20 +229,49 @@ def mapped(tensor: TensorProto) -> Array:
 
 def check_file(path: Path) -> str | None:
     """What onnx's checker, shape inference included, has to say against a file; None if nothing."""
+    return _complaint(str(path), full_check=True)
+
+
+def check_proto(proto: ModelProto) -> str | None:
+    """What onnx's checker has to say against a model; None if nothing."""
+    return _complaint(proto)
+
+
+def _complaint(model: str | ModelProto, full_check: bool = False) -> str | None:
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(model, full_check=full_check)
     except Exception as complaint:
         return " ".join(str(complaint).split())[:300]
     return None
 
 
+def keep_names(before: ModelProto, after: ModelProto) -> None:
+    """Call a node what the one was called that made its first result: users know it by that."""
+    names = {name: node.name for node in before.graph.node for name in node.output if name}
+    for node in after.graph.node:
+        node.name = names.get(node.output[0], node.name)
+
+
 def file_size(path: Path) -> int:
     """Bytes of a model on disk, its external data files included."""
-    proto = onnx.load(path, load_external_data=False)
-    tensors = external_data_helper._get_all_tensors(proto)
-    outside = {
-        external_data_helper.ExternalDataInfo(t).location
-        for t in tensors
-        if external_data_helper.uses_external_data(t)
+    places = _outside(onnx.load(path, load_external_data=False))
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in places)))
+
+
+def model_files(path: Path) -> list[Path]:
+    """A model and what is read with it: external data, and the preprocessing beside it."""
+    files = [path, path.with_name(f"{path.stem}.preprocess.toml")]
+    try:
+        places = _outside(ModelProto.FromString(path.read_bytes()))
+    except (OSError, ValueError, DecodeError):  # whoever loads it says what is wrong with it
+        return files
+    return files + [path.parent / place for place in sorted(places)]
+
+
+def _outside(proto: ModelProto) -> set[str]:
+    """Places of external data, relative to the model."""
+    return {
+        external_data_helper.ExternalDataInfo(tensor).location
+        for tensor in external_data_helper._get_all_tensors(proto)
+        if external_data_helper.uses_external_data(tensor)
     }
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in outside)))

@@ -2,13 +2,12 @@
 
 from typing import ClassVar
 
-import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
 
 from onnxq.layers import WEIGHTED
 from onnxq.model import INLINE_LIMIT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.protos import check_proto, keep_names
 
 
 class CleanGraph(Pass):
@@ -34,32 +33,16 @@ class CleanGraph(Pass):
         except Exception as cause:
             outcome.skip("model", f"the optimizer gave up ({type(cause).__name__}: {cause})")
             return outcome
-        if (complaint := _complaint(after)) is not None and _complaint(before) is None:
+        if (complaint := check_proto(after)) is not None and check_proto(before) is None:
             outcome.skip("model", f"what the optimizer makes of it is not valid: {complaint}")
             return outcome
         was, now = ([node.op_type for node in p.graph.node] for p in (before, after))
         if now != was:
-            _keep_names(before, after)
+            keep_names(before, after)
             model.replace_by(after)
             model.tidy()
             outcome.edit("model", f"{len(was)} nodes became {len(now)}")
         return outcome
-
-
-def _complaint(proto: ModelProto) -> str | None:
-    """What onnx's checker has to say against a model; None if nothing."""
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as complaint:
-        return " ".join(str(complaint).split())
-    return None
-
-
-def _keep_names(before: ModelProto, after: ModelProto) -> None:
-    """Call a node what the one was called that made its first result: users know it by that."""
-    names = {name: node.name for node in before.graph.node for name in node.output if name}
-    for node in after.graph.node:
-        node.name = names.get(node.output[0], node.name)
 
 
 def _hides_constants(model: Model) -> bool:

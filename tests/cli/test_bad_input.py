@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxq import UsageError, compare_recipes, convert
+
 USAGE, INPUT = 2, 3
 
 
@@ -102,10 +104,30 @@ def external(keep):
         onnx.save(proto, "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
         data = Path("e.data").read_bytes()
         Path("e.data").unlink()
-        if keep:
+        if keep != 0:
             Path("e.data").write_bytes(data[:keep])
 
     return prepare
+
+
+def beside():
+    external(None)()
+    Path("w.json").symlink_to("e.data")
+    Path("w.csv").hardlink_to("e.data")
+
+
+def sidecar():
+    shutil.copy("gray.toml", "model.preprocess.toml")
+
+
+def a_recipe():
+    Path("r.toml").write_text(STEP.format("quantize-weights"), encoding="utf-8")
+
+
+def figures():
+    for name in ("p.json", "a.json"):
+        Path(name).write_text("{}", encoding="utf-8")
+    Path("link.json").symlink_to("a.json")
 
 
 def empty_folder():
@@ -181,6 +203,12 @@ BAD = {
     "activations without data": Bad(
         "convert model.onnx --act-bits 8", USAGE, "need calibration data: give --calib"
     ),
+    "a gate that nothing misses": Bad(
+        f"convert model.onnx {TENSORS} --validate val.npz --max-drop nan", USAGE, "'nan' is not a"
+    ),
+    "a gate that nothing can pass": Bad(
+        "validate model.onnx model.onnx --data val.npz --max-drop -1", USAGE, "not in the range"
+    ),
     "no samples": Bad(f"convert model.onnx {TENSORS} --calib-size 0", USAGE, "'--calib-size'"),
     "a negative seed": Bad(f"convert model.onnx {TENSORS} --seed -1", USAGE, "'--seed'"),
     "a gate and nothing to measure": Bad(
@@ -207,12 +235,58 @@ BAD = {
     "a table over a strange file": Bad(
         f"{COMPARE} --csv labels.csv", USAGE, "labels.csv: is there and no table of onnxq compare"
     ),
-    "a table over the input": Bad(f"{COMPARE} --csv model.onnx", USAGE, "is the input"),
+    "a table over the input": Bad(
+        f"{COMPARE} --csv model.onnx", USAGE, "--csv model.onnx: is a file of MODEL"
+    ),
+    "a table over the data": Bad(
+        f"{COMPARE} --csv val.npz", USAGE, "--csv val.npz: is a file of --data"
+    ),
+    "a table that is the input's weights": Bad(
+        f"compare e.onnx {TENSORS} --data val.npz --csv w.csv", USAGE, "is a file of MODEL", beside
+    ),
+    "a table and figures in one file": Bad(
+        f"{COMPARE} --csv x.json --json ./x.json", USAGE, "--json x.json: is a file of --csv"
+    ),
+    "a table and a plot in one file": Bad(
+        f"{COMPARE} --csv p.svg --plot p.svg", USAGE, "--plot p.svg: is a file of --csv"
+    ),
     "a table without a folder": Bad(f"{COMPARE} --csv gone/t.csv", USAGE, "does not exist"),
     "a plot of another kind": Bad(f"{COMPARE} --plot p.png", USAGE, "--plot p.png: .* an .svg"),
     "a plot without a folder": Bad(f"{COMPARE} --plot gone/p.svg", USAGE, "does not exist"),
     "the input as output": Bad(
-        "convert model.onnx -o model.onnx --force", USAGE, "the input is never overwritten"
+        "convert model.onnx -o model.onnx --force", USAGE, "--output model.onnx: is a file of MODEL"
+    ),
+    "the input's weights as output": Bad(
+        "convert e.onnx -o e.data --force", USAGE, "--output e.data: is a file of MODEL", beside
+    ),
+    "the input's weights as the output's weights": Bad(
+        "convert e.onnx -o e --force", USAGE, "--output e.data: is a file of MODEL", beside
+    ),
+    "the input's preprocessing as output": Bad(
+        "convert model.onnx -o model.preprocess.toml --force", USAGE, "is a file of MODEL", sidecar
+    ),
+    "the tensors as output": Bad(
+        f"convert model.onnx {TENSORS} -o calib.npz --force", USAGE, "is a file of --calib"
+    ),
+    "an image as output": Bad(
+        f"convert model.onnx {GRAY} -o images/0.png --force", USAGE, "is a file of --calib"
+    ),
+    "the judges as output": Bad(
+        "convert model.onnx --validate val.npz -o val.npz --force", USAGE, "is a file of --validate"
+    ),
+    "the labels as output": Bad(
+        f"convert model.onnx {GRAY} --validate flat --labels labels.csv -o labels.csv --force",
+        USAGE,
+        "--output labels.csv: is a file of --labels",
+    ),
+    "the preprocessing as output": Bad(
+        f"convert model.onnx {GRAY} -o gray.toml --force", USAGE, "is a file of --preprocess"
+    ),
+    "the recipe as output": Bad(
+        "convert model.onnx --recipe r.toml -o r.toml --force",
+        USAGE,
+        "is a file of --recipe",
+        a_recipe,
     ),
     "an output that exists": Bad("convert model.onnx", USAGE, "--force replaces it", converted),
     "an output without a folder": Bad("convert model.onnx -o gone/m.onnx", USAGE, "does not exist"),
@@ -221,20 +295,51 @@ BAD = {
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
     ),
     "figures over a model": Bad("bench model.onnx --json model.onnx model.onnx", USAGE, ".json"),
+    "figures over the tensors": Bad(
+        f"convert model.onnx {TENSORS} --json calib.npz", USAGE, "calib.npz: is a file of --calib"
+    ),
+    "figures over the input's weights": Bad(
+        "convert e.onnx --json w.json", USAGE, "--json w.json: is a file of MODEL", beside
+    ),
+    "figures over the preprocessing": Bad(
+        f"convert model.onnx {TENSORS} --preprocess p.json --json p.json",
+        USAGE,
+        "--json p.json: is a file of --preprocess",
+        figures,
+    ),
+    "figures over the output": Bad(
+        "convert model.onnx -o a.json --force --json link.json",
+        USAGE,
+        "--json link.json: is a file of --output",
+        figures,
+    ),
+    "figures over the weights of what is inspected": Bad(
+        "inspect e.onnx --json w.json", USAGE, "--json w.json: is a file of MODEL", beside
+    ),
+    "figures over the weights of what is timed": Bad(
+        "bench model.onnx e.onnx --json w.json", USAGE, "is a file of QUANTIZED", beside
+    ),
+    "figures over the weights of what is judged": Bad(
+        "validate model.onnx e.onnx --data val.npz --json w.json",
+        USAGE,
+        "--json w.json: is a file of QUANTIZED",
+        beside,
+    ),
     # training
     "a checkpoint without a folder": Bad(f"{BEST} --checkpoint gone/s.pt", USAGE, "does not exist"),
     "a folder as checkpoint": Bad(f"{BEST} --checkpoint images", USAGE, "images: is a folder"),
     "the input as checkpoint": Bad(
-        f"{BEST} --checkpoint ./model.onnx", USAGE, "is a model of this conversion"
+        f"{BEST} --checkpoint ./model.onnx", USAGE, "is a file of MODEL"
     ),
     "the output as checkpoint": Bad(
-        f"{BEST} --checkpoint images/../q.onnx", USAGE, "is a model of this conversion"
+        f"{BEST} --checkpoint images/../q.onnx", USAGE, "is a file of --output"
     ),
     "the data of the output as checkpoint": Bad(
-        f"{BEST} --checkpoint q.onnx.data", USAGE, "is a model of this conversion"
+        f"{BEST} --checkpoint q.onnx.data", USAGE, "is a file of --output"
     ),
     "text as checkpoint": Bad(f"{BEST} --checkpoint labels.csv", USAGE, "is no checkpoint"),
-    "arrays as checkpoint": Bad(f"{BEST} --checkpoint calib.npz", USAGE, "is no checkpoint"),
+    "the tensors as checkpoint": Bad(f"{BEST} --checkpoint calib.npz", USAGE, "file of --calib"),
+    "arrays as checkpoint": Bad(f"{BEST} --checkpoint val.npz", USAGE, "is no checkpoint"),
     "a torn checkpoint": Bad(f"{BEST} --checkpoint torn.npz", USAGE, "is no checkpoint", zipped),
     "a checkpoint of nothing": Bad(
         f"convert model.onnx {TENSORS} --checkpoint s.pt", USAGE, "needs a recipe that trains"
@@ -409,3 +514,16 @@ def test_training_without_torch_is_one_line_and_no_trace(here, onnxq, monkeypatc
     assert re.fullmatch(r"onnxq: \S+ trains, which needs torch: pip install 'onnxq\[torch\]'", line)
     assert (result.exit_code, result.stdout) == (USAGE, "")
     assert sorted(here.rglob("*")) == before
+
+
+def test_the_library_spares_what_it_reads_as_well(here):
+    for flags in ({"calib": "calib.npz"}, {"validate": Path("calib.npz")}):
+        with pytest.raises(UsageError, match=r"calib\.npz: is a file of"):
+            convert("model.onnx", "calib.npz", force=True, **flags)
+    with pytest.raises(UsageError, match="is a file of --calib"):
+        compare_recipes("model.onnx", calib="t.csv", data="val.npz", table=Path("t.csv"))
+
+
+def test_what_is_beside_the_images_but_none_of_them_may_be_replaced(here, onnxq):
+    call = f"convert model.onnx {GRAY} -o images/q.onnx --json images/q.json --force".split()
+    assert [onnxq(*call).exit_code for _ in range(2)] == [0, 0]

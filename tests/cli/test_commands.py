@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -443,6 +444,48 @@ def test_a_program_that_converts_keeps_its_streams_apart(here):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "model.w8a8.onnx" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures_of"),
+    [
+        (["convert", "model.onnx", "--json", "out.json"], "out.json"),
+        (["inspect", "model.onnx", "--json", "out.json"], "out.json"),
+        (["--help"], None),
+    ],
+)
+def test_if_nobody_reads_stdout_the_files_are_written_all_the_same(here, arguments, figures_of):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxq", *arguments], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+    if figures_of is not None:
+        assert figures(here / figures_of)
+
+
+TERMINATED = """
+import os, signal, sys
+import onnxq.conversion
+from onnxq.cli import main
+
+onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("old", [None, b"the old file"])
+def test_a_terminated_conversion_leaves_what_was_there(here, old):
+    if old is not None:
+        (here / "q.onnx").write_bytes(old)
+        (here / "q.onnx.data").write_bytes(old)
+    before = {f: f.read_bytes() for f in here.rglob("*") if f.is_file()}
+    call = ("convert", "model.onnx", "-o", "q.onnx", "--force")
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *call], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    assert {f: f.read_bytes() for f in here.rglob("*") if f.is_file()} == before
 
 
 def test_a_bug_is_one_line_and_its_place_on_request(here, onnxq, monkeypatch):
