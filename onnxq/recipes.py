@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from onnxq.errors import UsageError
 from onnxq.numerics.levels import WIDTHS
+from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.advance_activations import AdvanceActivations
 from onnxq.passes.clean_graph import CleanGraph
@@ -41,6 +42,7 @@ from onnxq.storage import OLDEST
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),
     DropIdentities(),
+    AbsorbBatchnorm(),
     CleanGraph(),
     FoldBatchnorm(),
     PoolMeans(),

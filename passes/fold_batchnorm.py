@@ -31,6 +31,8 @@ class FoldBatchnorm(Pass):
 
     name: ClassVar[str] = "fold-batchnorm"
     exact: ClassVar[bool] = True
+    # No later pass sees to what no layer absorbs.
+    last: ClassVar[bool] = True
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
@@ -38,7 +40,8 @@ class FoldBatchnorm(Pass):
         ranks: dict[str, int] | None = None
         for norm in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
             if (why := model.kept_float.get(norm.name) or _unusable(norm)) is not None:
-                outcome.skip(norm.name, why)
+                if self.last:
+                    outcome.skip(norm.name, why)
                 continue
             gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])
             eps = norm.attrs.get("epsilon", 1e-5)
@@ -52,7 +55,7 @@ class FoldBatchnorm(Pass):
             elif (layer := _layer_after(model, norm, d)) is not None:
                 _fold_before(model, norm, layer, a, d)
                 outcome.edit(norm.name, f"folded into {layer.name}")
-            else:
+            elif self.last:
                 ranks = model.ranks() if ranks is None else ranks
                 if ranks.get(norm.outputs[0].name) == 4:
                     _become_conv(model, norm, a, d)

@@ -17,6 +17,9 @@ from onnxq.lowering import Lowered
 from onnxq.model import Model
 from onnxq.pipeline import Outcome
 
+# Share of the steps that states are averaged over.
+MEMORY = 0.15
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -83,7 +86,7 @@ def distill(
         if teaching.empty:
             untrained |= dict.fromkeys(names, "nothing that follows can be compared")
             continue
-        done = optimise(label, groups, teaching.loss, teaching.judge, steps, lessons)
+        done = optimise(label, groups, teaching.loss, teaching.judge, steps, lessons, MEMORY)
         settled |= set(network.graded)
         if done.undone:
             untrained |= dict.fromkeys(names, UNDONE)

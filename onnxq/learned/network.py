@@ -105,7 +105,7 @@ class QuantizedNetwork(nn.Module):
 
     def _bias(self, i: int, weight: Tensor) -> Tensor:
         """The bias of a layer, rounded as that of an integer one is (numerics/bias.py)."""
-        bias = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
+        bias = self._plain_bias(i)
         if i not in self.read:
             return bias
         grid, factor = self.read[i]
@@ -117,6 +117,10 @@ class QuantizedNetwork(nn.Module):
             alive = weight.ne(0).float().sum_to_size(scale.shape).reshape(-1) > 0
         return bias + torch.where(alive, rounding, 0.0).to(bias.dtype)
 
+    def _plain_bias(self, i: int) -> Tensor:
+        origin: Tensor = getattr(self, f"bias{i}")
+        return origin + self.units[i] * self.biases[str(i)]
+
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
         """Named tensors on a batch."""
         return self.lowered.run({**self.given(), **feeds}, wanted)
@@ -126,15 +130,13 @@ class QuantizedNetwork(nn.Module):
 
         Returns the share of codes that moved, by the name of the layer.
         """
-        with torch.no_grad():
-            found = self.given()
         moved: dict[str, float] = {}
         for layer, weight in zip(self.layers, self.weights, strict=True):
             plan = weight.plan()
             moved[layer.name] = float(np.mean(model.weights[layer.name].codes != plan.codes))
             model.weights[layer.name] = plan
         for i, name in self.biased.items():
-            values = found[name].cpu().numpy()
+            values = self._plain_bias(i).detach().cpu().numpy()
             self.layers[i].attach_bias(model.constant(name, values))
         for name, grid in zip(self.graded, self.grids, strict=True):
             model.activations[name] = grid.plan()

@@ -14,10 +14,8 @@ from onnxq.files import TRAININGS, not_a_checkpoint, replacing
 from onnxq.lessons import Lessons
 from onnxq.spec import Array
 
-# Shares of the steps: over which learning rates rise, and over which states are averaged.
-WARMUP, MEMORY = 0.05, 0.15
-# How often the judge is asked.
-JUDGEMENTS = 12
+# Share of the steps over which learning rates rise, and how often the judge is asked.
+WARMUP, JUDGEMENTS = 0.05, 12
 # So many times in a row that the judge's figure rose, in the second half, end a training.
 PATIENCE = 3
 # A mean loss has fallen if it fell by so many standard errors; too few samples do not tell them.
@@ -93,6 +91,7 @@ def optimise(
     judge: Callable[[], Array],
     steps: int,
     lessons: Lessons,
+    memory: float = 0.0,
 ) -> Trained:
     """Take Adam's steps, rates falling along a cosine, and leave the parameters at their best.
 
@@ -109,6 +108,7 @@ def optimise(
         judge: Losses of samples that nothing is trained on, float64 (samples,).
         steps: To take.
         lessons: The rest.
+        memory: Share of the steps that the average is over; with 0 it is the last state.
 
     Raises:
         UsageError: The checkpoint is something else.
@@ -132,7 +132,7 @@ def optimise(
                 part.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             state.step += 1
-            _approach(average, parameters, 1.0 / (1.0 + MEMORY * steps))
+            _approach(average, parameters, 1.0 / (1.0 + memory * steps))
             if state.step % every == 0 or state.step == steps:
                 _ask(judge, state, parameters, average, late=2 * state.step > steps)
                 _save(lessons.checkpoint, key, parameters, average, optimizer, state)

@@ -15,7 +15,6 @@ from tests.learned.plans import lessons
 torch = pytest.importorskip("torch")
 from onnxq.learned.training import (  # noqa: E402
     JUDGEMENTS,
-    MEMORY,
     PATIENCE,
     SURE,
     Group,
@@ -24,6 +23,7 @@ from onnxq.learned.training import (  # noqa: E402
 )
 
 STEPS = 2 * JUDGEMENTS
+MEMORY = 0.15
 FEEDS = {"x": np.zeros((20, 1), np.float32)}
 
 
@@ -70,7 +70,7 @@ class Task:
 
     def run(self, steps=STEPS, name="task", **more):
         given = lessons(FEEDS, progress=self.progress, **more)
-        return optimise(name, self.groups, self.loss, self.judge, steps, given)
+        return optimise(name, self.groups, self.loss, self.judge, steps, given, MEMORY)
 
 
 def same(found, wanted):

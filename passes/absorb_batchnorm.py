@@ -1,0 +1,16 @@
+"""Batch normalizations in plain sight, before an optimizer may move or merge them."""
+
+from typing import ClassVar
+
+from onnxq.passes.fold_batchnorm import FoldBatchnorm
+
+
+class AbsorbBatchnorm(FoldBatchnorm):
+    """Fold BatchNormalization where a layer beside it absorbs it, and leave the others.
+
+    What ``clean-graph`` merges loses the name of its layer and what the statistics tell. What it
+    brings out is left to ``fold-batchnorm``.
+    """
+
+    name: ClassVar[str] = "absorb-batchnorm"
+    last: ClassVar[bool] = False
