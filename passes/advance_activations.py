@@ -43,9 +43,10 @@ class AdvanceActivations(Pass):
 def _between(model: Model, node: gs.Node) -> list[gs.Node]:
     """The nodes between an activation and what makes its values, the nearest first.
 
-    None if something else reads the values on the way, or no layer makes them.
+    There are none if something else reads the values on the way, or no layer makes them.
     """
-    captured, found = model.captured(), []
+    captured = model.captured()
+    found: list[gs.Node] = []
     tensor = node.inputs[0]
     while tensor.inputs and _moves(model, maker := tensor.inputs[0]):
         if model.single_consumer(tensor) is not (found or [node])[-1] or tensor.name in captured:

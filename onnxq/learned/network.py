@@ -118,8 +118,8 @@ class QuantizedNetwork(nn.Module):
         return bias + torch.where(alive, rounding, 0.0).to(bias.dtype)
 
     def _plain_bias(self, i: int) -> Tensor:
-        origin: Tensor = getattr(self, f"bias{i}")
-        return origin + self.units[i] * self.biases[str(i)]
+        bias: Tensor = getattr(self, f"bias{i}") + self.units[i] * self.biases[str(i)]
+        return bias
 
     def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
         """Named tensors on a batch."""
