@@ -123,7 +123,7 @@ def test_resnet20_at_4_bits_per_channel_fits_in_a_fifth(tmp_path: Path) -> None:
 def test_the_detector_converts_as_it_was_exported(tmp_path: Path, bits: int, least: float) -> None:
     report = onnxq.convert(DETECTOR, tmp_path / "q.onnx", bits=bits, calib=PHOTOS)
     assert (len(report.kernels.integer), report.kernels.floating) == (52, [])
-    assert len(report.outcomes["fold-batchnorm"].edits) == 35
+    assert len(report.outcomes["absorb-batchnorm"].edits) == 35
     assert f"opset raised from 9 to {21 if bits == 4 else 13}" in report.notes
     assert report.difference is not None
     assert report.difference < 1e-5
