@@ -41,15 +41,17 @@ class Command(click.Command):
         for parameter in self.params:
             value = ctx.params.get(parameter.name or "")
             several = value if isinstance(value, tuple) else (value,)
-            given = [one for one in several if one is not None]
-            if parameter.type is MODEL:
-                given = [file for model in given for file in model_files(model)]
             option = isinstance(parameter, click.Option)
             flag = parameter.opts[-1] if option else parameter.human_readable_name
+            given = [one for one in several if one is not None]
             named.setdefault(parameter.type, {})[flag] = given
-        kinds = (MODEL, FILE, FILE_OR_WORD)
-        read = {flag: files for kind in kinds for flag, files in named.get(kind, {}).items()}
-        check_apart(named.get(WRITTEN, {}), read)
+        written = named.get(WRITTEN, {})
+        if any(written.values()):  # models are not read for nothing
+            models = {
+                flag: [file for model in given for file in model_files(model)]
+                for flag, given in named.get(MODEL, {}).items()
+            }
+            check_apart(written, models | named.get(FILE, {}) | named.get(FILE_OR_WORD, {}))
         return super().invoke(ctx)
 
 

@@ -1,6 +1,5 @@
 """Samples in, batches out: image folders, arrays and iterables, one batch in memory at a time."""
 
-import csv
 import itertools
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onnxq.errors import CalibrationError, InputError, UsageError
+from onnxq.labels import ClassFolders, by_folder, by_table, hidden_folder
 from onnxq.preprocess import Preprocess, as_input
 from onnxq.runtime import Input, Session
 from onnxq.spec import Array
@@ -329,18 +329,20 @@ def open_samples(
     target = _image_input(inputs, path)
     found = sorted(f for f in path.rglob("*") if f.is_file())
     suffixes = _image_suffixes(found)
-    hidden = {f: _hidden(f, path) for f in found if f.suffix.lower() in suffixes}
+    hidden = {f: hidden_folder(f, path) for f in found if f.suffix.lower() in suffixes}
     files = [f for f, folder in hidden.items() if folder is None]
     if not files:
         raise CalibrationError(f"{path}: no images in it (any format Pillow reads)")
-    left_out = {str(folder): "a hidden folder" for folder in hidden.values() if folder is not None}
-    samples = Images(files, preprocess, target, skipped=left_out)
-    _label(samples, path, labels)
+    skipped = {str(folder): "a hidden folder" for folder in hidden.values() if folder is not None}
+    known = ClassFolders()
+    if str(labels) == "auto":
+        known = by_folder(path, files)
+        skipped |= {str(folder): "no images in it, but a class" for folder in known.empty}
+    elif str(labels) != "none":
+        known = ClassFolders(by_table(path, files, Path(labels)))
     chosen = _draw(len(files), size, rng)
-    samples.files = [files[i] for i in chosen]
-    if samples.labels is not None:
-        samples.labels = [samples.labels[i] for i in chosen]
-    return samples
+    kept = None if known.labels is None else [known.labels[i] for i in chosen]
+    return Images([files[i] for i in chosen], preprocess, target, kept, skipped, known.why)
 
 
 def _check_table(labels: str | Path, source: Data) -> None:
@@ -359,18 +361,6 @@ def _check_table(labels: str | Path, source: Data) -> None:
             f"{labels}: a CSV file labels a folder of images; arrays bring their labels in an .npz "
             "file, as an array named labels"
         )
-
-
-def _hidden(file: Path, root: Path) -> Path | None:
-    """The outermost hidden folder below ``root`` that a file lies in, if any.
-
-    Notebooks and archivers leave copies of images in them, or files that only look like images.
-    """
-    folders = file.relative_to(root).parts[:-1]
-    for depth, name in enumerate(folders, 1):
-        if name.startswith(".") or name == "__MACOSX":
-            return root.joinpath(*folders[:depth])
-    return None
 
 
 def _image_suffixes(files: Iterable[Path]) -> Collection[str]:
@@ -419,51 +409,6 @@ def _open_arrays(
     if kept is not None and len(kept) != count:
         raise CalibrationError(f"{path}: it has {len(kept)} labels for {count} samples")
     return Arrays(arrays, _draw(count, size, rng), kept)
-
-
-def _label(samples: Images, root: Path, labels: str | Path) -> None:
-    """Give all images their classes; in the samples stays what was left out, or why there are none.
-
-    Raises:
-        InputError: ``labels`` is a file that is no CSV or lacks an image.
-    """
-    if str(labels) == "none":
-        return
-    if str(labels) != "auto":
-        samples.labels = _listed(root, samples.files, Path(labels))
-        return
-    inner = (f / "image" for f in root.iterdir() if f.is_dir())
-    classes = sorted(f.parent.name for f in inner if _hidden(f, root) is None)
-    stray = [f.name for f in samples.files if f.parent == root]
-    if len(classes) < 2:
-        return
-    if stray:
-        samples.unlabeled = f"{len(stray)} images lie beside the class folders, first {stray[0]}"
-        return
-    tops = [f.relative_to(root).parts[0] for f in samples.files]
-    samples.labels = [classes.index(top) for top in tops]
-    # Said aloud: the indices of all classes behind it depend on it.
-    empty = sorted(set(classes) - set(tops))
-    samples.skipped |= {str(root / name): "no images in it, but a class" for name in empty}
-
-
-def _listed(root: Path, files: Sequence[Path], table: Path) -> list[int]:
-    """Class of every file in a CSV of names, relative to ``root`` or bare, and classes.
-
-    Raises:
-        InputError: It is no CSV, or lacks a file.
-    """
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if len(row) >= 2]
-        known = {row[0]: int(row[1]) for row in rows if row[1].strip().isdecimal()}
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise InputError(f"{table}: cannot be read as CSV ({cause})") from cause
-    names = [str(f.relative_to(root)) for f in files]
-    unknown = [n for n in names if n not in known and Path(n).name not in known]
-    if unknown:
-        raise InputError(f"{table}: {len(unknown)} images have no class in it, first {unknown[0]}")
-    return [known.get(n, known.get(Path(n).name, -1)) for n in names]
 
 
 def _image_input(inputs: Sequence[Input], path: Path) -> Input:

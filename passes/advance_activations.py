@@ -1,5 +1,6 @@
 """What cuts values off goes before what moves them: there, the quantizer of a layer does it."""
 
+from collections.abc import Container
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -27,9 +28,11 @@ class AdvanceActivations(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
+        captured = model.captured()
         for node in list(model.graph.nodes):
             cuts = node.op in ("Relu", "Clip") and not node.domain and bounds(node) is not None
-            if cuts and (between := _between(model, node)):
+            free = cuts and node.name not in model.kept_float
+            if free and (between := _between(model, node, captured)):
                 last, first = between[0], between[-1]
                 result, data = node.outputs[0], first.inputs[0]
                 cut = model.variable(f"{data.name}_cut")
@@ -40,22 +43,22 @@ class AdvanceActivations(Pass):
         return outcome
 
 
-def _between(model: Model, node: gs.Node) -> list[gs.Node]:
+def _between(model: Model, node: gs.Node, captured: Container[str]) -> list[gs.Node]:
     """The nodes between an activation and what makes its values, the nearest first.
 
     There are none if something else reads the values on the way, or no layer makes them.
     """
-    captured = model.captured()
     found: list[gs.Node] = []
-    tensor = node.inputs[0]
-    while tensor.inputs and _moves(model, maker := tensor.inputs[0]):
-        if model.single_consumer(tensor) is not (found or [node])[-1] or tensor.name in captured:
-            return []
-        found.append(maker)
-        tensor = maker.inputs[0]
-    alone = model.single_consumer(tensor) is (found or [node])[-1] and tensor.name not in captured
-    made = tensor.inputs and _makes(tensor.inputs[0])
-    return found if alone and made and node.name not in model.kept_float else []
+    reader, tensor = node, node.inputs[0]
+    while model.single_consumer(tensor) is reader and tensor.name not in captured:
+        if not tensor.inputs:
+            break
+        reader = tensor.inputs[0]
+        if not _moves(model, reader):
+            return found if _makes(reader) else []
+        found.append(reader)
+        tensor = reader.inputs[0]
+    return []
 
 
 def _moves(model: Model, node: gs.Node) -> bool:

@@ -25,7 +25,7 @@ STEPS, BATCH = 12, 8
 ROUNDING = Rates(0.2)
 ALL = Rates(0.2, 0.02, 0.02)
 KINDS = {"adaround": (single_layers, ROUNDING, 0.0), "brecq": (blocks, ALL, 0.5)}
-COUNT = 40
+COUNT, FRESH = 40, 200
 
 
 def learn(plan, kind="adaround", count=COUNT, steps=STEPS, **given):
@@ -104,7 +104,7 @@ def test_every_layer_is_learned_and_gets_no_worse(nets, net, kind):
 
 def far(plan, model, name, rows):
     """Squared error of a tensor on some samples, relative to its variance."""
-    x = {"x": torch.from_numpy(samples(COUNT)["x"][rows])}
+    x = {"x": torch.from_numpy(samples(FRESH)["x"][rows])}
     with torch.no_grad():
         truth = Lowered(plan[0]).run(x, [name])[name]
         found = QuantizedNetwork(model).run(x, [name])[name]
@@ -115,7 +115,7 @@ def far(plan, model, name, rows):
 def test_the_network_itself_comes_nearer_to_the_float_one(nets, kind):
     plan = nets["residual"]
     _, model = learn(plan, kind, steps=60)
-    rows = np.arange(COUNT)  # four held out are too few to tell
+    rows = np.arange(COUNT, FRESH)  # that no training and no judge has seen
     for name in ("u", "y"):
         assert far(plan, model, name, rows) < far(plan, plan[1], name, rows), name
 
