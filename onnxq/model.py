@@ -215,6 +215,9 @@ class Model:
         """Drop nodes nobody reads and sort the others topologically, near their old order.
 
         Moments of tensors that are gone are forgotten: a name may come back.
+
+        Raises:
+            InputError: The graph has a cycle.
         """
         nodes = self.graph.nodes
         alive: set[int] = set()
@@ -229,6 +232,7 @@ class Model:
             node.outputs.clear()
         here = {id(node) for node in nodes}
         done: set[int] = set()
+        entered: set[int] = set()
         ordered: list[gs.Node] = []
         for root in (n for n in nodes if id(n) in alive):
             stack = [(root, False)]
@@ -240,6 +244,9 @@ class Model:
                     done.add(id(node))
                     ordered.append(node)
                     continue
+                if id(node) in entered:
+                    raise InputError(f"{self.path or 'the model'}: has a cycle at {node.name}")
+                entered.add(id(node))
                 stack.append((node, True))
                 stack += [(t.inputs[0], False) for t in reversed(reads(node)) if t.inputs]
         self.graph.nodes = ordered

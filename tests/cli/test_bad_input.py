@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxq import UsageError, compare_recipes, convert
 
@@ -47,6 +47,17 @@ def quantized():
     node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], name="quantize")
     scale = numpy_helper.from_array(np.array(0.1, np.float32), "s")
     save("q.onnx", [node], [scale], output=TensorProto.UINT8)
+
+
+def cyclic():
+    made = [("x", "b", "a"), ("a", "x", "b"), ("a", "x", "y")]
+    save("cycle.onnx", [helper.make_node("Add", [one, two], [three]) for one, two, three in made])
+
+
+def unknown():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[1,1,8,8] x) => (float[1,1,8,8] y) { y = Foo(x) }"""
+    write("unknown.onnx", parser.parse_model(text).SerializeToString())()
 
 
 def save(name, nodes, weights=(), inputs=("x",), output=TensorProto.FLOAT, opset=13):
@@ -165,6 +176,8 @@ BAD = {
     "no such model": Bad("convert gone.onnx", INPUT, "gone.onnx: no such file"),
     "a folder as model": Bad("convert images", INPUT, "images: no such file"),
     "an empty file": Bad("convert m.onnx", INPUT, "not an ONNX model", write("m.onnx", b"")),
+    "a graph with a cycle": Bad("convert cycle.onnx", INPUT, "has a cycle at", cyclic),
+    "an operator that is none": Bad("convert unknown.onnx", INPUT, "No Op registered", unknown),
     "a truncated model": Bad("convert half.onnx", INPUT, "truncated", truncated),
     "a text file": Bad("convert labels.csv", INPUT, "not an ONNX model"),
     "a quantized model": Bad("convert q.onnx", INPUT, "is quantized already", quantized),

@@ -206,3 +206,20 @@ def test_a_random_network_is_its_file(tmp_path_factory, **case):
 @settings(FIXED, max_examples=300)
 def test_many_random_networks_are_their_files(tmp_path_factory, **case):
     random_graph_and_check(tmp_path_factory.mktemp("graph"), **case)
+
+
+def test_biases_of_dead_channels_stay_as_they_are(tmp_path):
+    """Their scale is chosen for them: on that of a live channel, they might be rounded away."""
+    w = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    w[2] = 0.0
+    text = "(float[N,3,6,6] x) => (float[N,2,4,4] y) { a = Conv(x, w, b) y = Conv(a, v) }"
+    bias = np.array([0.1, -0.2, 0.3, 0.4], np.float32)
+    onnx.save(build(text, w=w, b=bias, v=(2, 4, 1, 1)), tmp_path / "model.onnx")
+    _, model, feeds = planned(tmp_path / "model.onnx", bits=2, act_bits=2)
+    network = QuantizedNetwork(model)
+    assert_same_as_written(model, network, feeds[0])
+    (name,) = network.biased.values()
+    with torch.no_grad():
+        found = network.given()[name].numpy()
+    assert found[2] == bias[2]
+    assert not np.array_equal(found, bias)

@@ -203,6 +203,8 @@ def test_an_interrupted_training_keeps_the_best_so_far(stops):
 
 
 def test_an_interrupted_training_that_was_worse_so_far_is_undone():
+    early = Task(said=[1], stops=[("progress", 1)])
+    assert str(early.run()) == "1 steps, none of them judged: left as it was"
     task = Task(said=[1, 2, 3, 3], stops=[("progress", 6)])
     start = task.values()
     assert task.run().interrupted

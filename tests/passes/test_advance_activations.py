@@ -25,6 +25,7 @@ CONSTANTS = {
     "one": np.array([1]),
     "many": np.array([5]),
     "two": np.array([2]),
+    "yes": np.array(True),
 }
 
 
@@ -66,6 +67,9 @@ STAYS = {
     "no layer makes it": "s = Softmax(a) b = Flatten(s) y = Relu(b)",
     "it is computed where it ends": "m = ReduceMax<keepdims=0>(a) b = Flatten(a) y = Clip(b, m)",
     "nothing lies between": "y = Relu(a)",
+    "a branch reads what is moved": f"b = {POOL}(a) r = Relu(b) y = If (yes) <"
+    "then_branch = one () => (float[] o) { o = Add(r, b) }, "
+    "else_branch = two () => (float[] o) { o = Neg(r) }>",
 }
 
 
