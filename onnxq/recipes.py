@@ -26,6 +26,7 @@ from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.layout_proof import LayoutProof
 from onnxq.passes.learn_rounding import LearnRounding
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
@@ -51,7 +52,12 @@ PREPARATION: tuple[Pass, ...] = (
     DropTraces(),
 )
 # What makes more of a graph run on integers, or on better grids, and would only slow floats down.
-EXPANSION: tuple[Pass, ...] = (UnrollTransposed(), ExpandHardActivations(), AdvanceActivations())
+EXPANSION: tuple[Pass, ...] = (
+    LayoutProof(),
+    UnrollTransposed(),
+    ExpandHardActivations(),
+    AdvanceActivations(),
+)
 
 # Bits of weights where none are asked for.
 DEFAULT_BITS = {"uniform": 8, "ternary": 2, "binary": 1}
