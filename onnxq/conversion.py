@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from onnxq.files import (
     data_file,
     restored_on_failure,
 )
-from onnxq.inspect import cost, inspect
+from onnxq.inspect import cost, inspect, unquantized
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
 from onnxq.model import Model, load
@@ -127,8 +128,12 @@ def convert(
         keep_float=keep_float,
         calibrated=calib is not None,
     )
+    if max_drop is not None and math.isnan(max_drop):
+        raise UsageError("--max-drop is not a number")
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
+    if str(labels) not in ("auto", "none") and validate is None:
+        raise UsageError("--labels needs --validate: they label its images")
     if checkpoint is not None and not any(isinstance(p, LearnedPass) for p in chosen.lossy):
         raise UsageError("--checkpoint needs a recipe that trains, as --quality best does")
     model = load(source)
@@ -179,7 +184,7 @@ def convert(
             report.cost = cost(layers)
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
-            }
+            } | unquantized(written)
             _gather_evidence(report, original, reference, written, calibration, judge, progress)
     return report
 
@@ -204,7 +209,7 @@ def prepare(model: Model, recipe: Recipe) -> dict[str, Outcome]:
     _reach_opset(model, recipe)
     model.kept_float = before = _matching(model, recipe.keep_float)
     outcomes = run(model, recipe.exact, None)
-    model.kept_float = _matching(model, recipe.keep_float)
+    model.kept_float |= _matching(model, recipe.keep_float)
     _refuse_unknown(model, recipe.keep_float, before | model.kept_float)
     return outcomes
 

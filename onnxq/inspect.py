@@ -20,6 +20,9 @@ from onnxq.storage import stored, stored_names
 
 # Where outlier-aware quantization matters most: few bits, one scale for a layer.
 OAQ_SPEC = weight_spec(4, per_channel=False)
+# What else multiplies by weights or looks them up; and how many are worth a word.
+HOLDERS = {"DeformConv", "Einsum", "GRU", "Gather", "LSTM", "RNN"}
+MANY = 1024
 
 
 @dataclass
@@ -131,6 +134,25 @@ def inspect(
             )
         )
     return found, kernels
+
+
+def unquantized(model: Model) -> dict[str, str]:
+    """Nodes that are no layers and hold many float weights; why these stay as they are."""
+    found: dict[str, str] = {}
+    for node in model.graph.nodes:
+        bodies = [g for body in node.subgraphs() for g in (body, *body.subgraphs(recursive=True))]
+        if inner := sum(_held(n) for body in bodies for n in body.nodes):
+            found[node.name] = f"what {node.op} runs is not quantized: {inner:,} weights stay float"
+        elif (node.op in HOLDERS or node.domain) and (held := _held(node)):
+            found[node.name] = f"{node.op} is not quantized: {held:,} weights stay float"
+    return found
+
+
+def _held(node: gs.Node) -> int:
+    """Float constants that a node reads, if they are many, together."""
+    constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+    sizes = [math.prod(t.shape) for t in constants if np.issubdtype(t.dtype, np.floating)]
+    return sum(size for size in sizes if size >= MANY)
 
 
 def _oaq_ssim(w: Floats) -> float | None:

@@ -280,6 +280,12 @@ class Model:
         before = self.opset
         if before >= version:
             return
+        if before < 21 <= version and any(n.op == "GroupNormalization" for n in self.graph.nodes):
+            # The converter leaves its scale as it is, which was one for each group.
+            raise UnsupportedModel(
+                f"opset {before} cannot be raised to {version} (GroupNormalization has another "
+                f"meaning from 21 on): export the model again with opset 21 or newer"
+            )
         try:
             with self._referred(_placeholder) as held:
                 # The converter drops functions: their bodies take the place of the calls first.

@@ -323,7 +323,10 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
         return None
     if node.op in WEIGHTED:
         layer = layer_of(node)
-        return "it has no constant float32 weight" if layer is None else _layer_obstacle(layer)
+        if layer is None:
+            vector = any(_constant(t) and t.values.ndim == 1 for t in node.inputs[:2])
+            return "its weight is a vector" if vector else "it has no constant float32 weight"
+        return _layer_obstacle(layer)
     if factor(node) is not None:
         return BEFORE
     if node.op in ("Add", "Mul"):

@@ -38,7 +38,8 @@ class Report:
             value of that output; None if it was not checked.
         calibration: Number of samples, seed, digest and preprocessing; empty without data.
         kernels: What onnxruntime runs on integers.
-        why_float: Weighted layer that runs on floats to the reason.
+        why_float: Weighted layer that runs on floats, or other node that holds weights, to the
+            reason.
         cost: Bits, multiply-accumulates and bit operations of the weighted layers.
         layers: Error of every layer.
         fidelity: Quantized against float on some of the calibration samples.

@@ -1,5 +1,6 @@
 """Weights and biases that are still computed, not stored, are brought out by an optimizer."""
 
+from collections.abc import Container
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -36,13 +37,28 @@ class CleanGraph(Pass):
         if (complaint := check_proto(after)) is not None and check_proto(before) is None:
             outcome.skip("model", f"what the optimizer makes of it is not valid: {complaint}")
             return outcome
+        ends = [[t.name for t in p.graph.input] for p in (before, after)]
+        if ends[0] != ends[1]:
+            outcome.skip("model", "the optimizer renames its inputs")
+            return outcome
         was, now = ([node.op_type for node in p.graph.node] for p in (before, after))
         if now != was:
             keep_names(before, after)
+            _bequeath(model, {node.name for node in after.graph.node})
             model.replace_by(after)
             model.tidy()
             outcome.edit("model", f"{len(was)} nodes became {len(now)}")
         return outcome
+
+
+def _bequeath(model: Model, left: Container[str]) -> None:
+    """Keep float what a node that is kept float became a part of: the next one that is left."""
+    for node in model.graph.nodes:
+        why, heir = model.kept_float.get(node.name), node
+        while why is not None and heir.name not in left and heir.outputs[0].outputs:
+            heir = heir.outputs[0].outputs[0]
+            if heir.name in left:
+                model.kept_float[heir.name] = why
 
 
 def _hides_constants(model: Model) -> bool:

@@ -91,8 +91,10 @@ def _tell_all(model: Model, node: gs.Node, rank: int, axes: Sequence[int]) -> No
 def _shield(model: Model, node: gs.Node) -> None:
     """Put a Resize of height and width between Reshapes that merge images and channels."""
     data, result = node.inputs[0], node.outputs[0]
-    merged, resized = (model.variable(f"{node.name}_{end}") for end in ("merged", "resized"))
-    shape, outer, target = (model.variable(f"{node.name}_{v}") for v in ("shape", "outer", "target"))
+    merged, resized, shape, outer, target = (
+        model.variable(f"{node.name}_{what}")
+        for what in ("merged", "resized", "shape", "outer", "target")
+    )
     model.add("Reshape", [data, model.constant(merged.name, MERGED)], merged)
     node.inputs[0], node.outputs = merged, [resized]
     if (sizes := _given(node, 3)) is not None and "axes" not in node.attrs:

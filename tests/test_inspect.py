@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from onnxq.inspect import cost, inspect
+from onnxq.inspect import cost, inspect, unquantized
 from onnxq.model import from_proto, load
 from onnxq.numerics.metrics import histogram_ssim
 from tests.graphs import build, quantize
@@ -95,6 +95,22 @@ def test_a_clip_of_codes_does_not_make_them_fewer_bits(tmp_path):
     _, file = quantize(proto, tmp_path)
     found, _ = inspect(load(file), file)
     assert [layer.act_bits for layer in found] == [8, 8]
+
+
+def test_weights_that_are_in_no_layer_are_named():
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y, float[] z, float[] u) { a = Conv(x, w) "
+        "c = Not(no) y = If (c) <then_branch = t () => (float[] b) { b = Conv(a, inner) }, "
+        "else_branch = e () => (float[] d) { d = Relu(a) }> "
+        "f = Cast<to = 7>(x) z = Gather(table, f) h = Gather(small, f) v = Einsum<equation = "
+        '"bchw,wk->bchk">(x, dense) u = Add(v, h) }',
+        w=(4, 4, 3, 3), inner=(64, 4, 3, 3), no=np.array(False), table=(50, 40), small=(8,),
+        dense=(8, 8),
+    )  # fmt: skip
+    assert unquantized(from_proto(proto)) == {
+        "If_y": "what If runs is not quantized: 2,304 weights stay float",
+        "Gather_z": "Gather is not quantized: 2,000 weights stay float",
+    }
 
 
 @pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: entry["name"])

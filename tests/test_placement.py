@@ -199,6 +199,7 @@ def test_a_dense_layer_returns_floats_unless_integers_are_wanted(layer, rest, qu
          "its weight is the left operand; its weight is stored quantized"),
         ("y = MatMul(x, w7)", "MatMul_y",
          "its weight is a batch of matrices; its weight is stored quantized"),
+        ("y = MatMul(x, v)", "MatMul_y", "its weight is a vector"),
         ("a = ReduceSum(x, n) b2 = Reshape(a, one) y = Conv(x, w8, b2)", "Conv_y",
          "its bias is not one constant per output channel"),
         ("f = Flatten(x) t = Transpose(f) y = Gemm<transA=1>(t, w9)", "Gemm_y",
@@ -211,6 +212,7 @@ def test_whatever_stays_float_has_its_reason(nodes, where, why):
         w1=(8, 3, 3, 3), w2=(8, 8, 3, 3), w3=(3, 8, 3, 3), w4=(8, 8, 1, 1), w5=(4, 16, 1, 1),
         w6=(8, 8), w7=(1, 3, 8, 8), w8=(1, 3, 3, 3), w9=(192, 5), b=(1, 8, 6, 6),
         nan=np.float32("nan"), n=np.array([0, 1, 2, 3]), one=np.array([1]),
+        v=(8,),
     )  # fmt: skip
     assert placement.why_float[where] == why
     assert where not in placement.integer

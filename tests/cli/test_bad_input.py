@@ -227,6 +227,9 @@ BAD = {
     "a gate and nothing to measure": Bad(
         "convert model.onnx --max-drop 1", USAGE, "--max-drop needs --validate"
     ),
+    "labels of nothing": Bad(
+        "convert model.onnx --labels gone.csv", USAGE, "--labels needs --validate"
+    ),
     "nothing left alone": Bad(
         "convert model.onnx --keep-float /head/gem", USAGE, "did you mean /head/Gemm"
     ),

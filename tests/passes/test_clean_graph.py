@@ -1,6 +1,8 @@
 import numpy as np
 import onnx
 
+from onnxq import pipeline
+from onnxq.model import from_proto
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.normalize import Normalize
 from onnxq.recipes import PREPARATION
@@ -111,3 +113,27 @@ def test_batch_normalizations_in_functions_fold():
     x = feeds(proto)
     found = run(model.to_proto(), x)["y"]
     np.testing.assert_allclose(found, run(proto, x)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_that_is_an_output_keeps_its_name():
+    proto = build(
+        "(float[2,4] x) => (float[] y, float[2,4] x) { c = Constant<value = bool {1}>() "
+        "y = If (c) <then_branch = one () => (float[] u) { u = Relu(x) }, "
+        "else_branch = two () => (float[] t) { t = Neg(x) }> }"
+    )
+    model, _ = after(proto, Normalize(), CleanGraph())
+    assert [t.name for t in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y", "x"]
+
+
+def test_what_a_layer_kept_float_becomes_a_part_of_is_kept_float():
+    proto = build(
+        "(float[2,3,6,6] x) => (float[] y) { k = Identity(w) a = Conv(x, k) "
+        "b = BatchNormalization(a, one, one, one, one) y = Relu(b) }",
+        w=(4, 3, 3, 3), one=np.ones(4, np.float32),
+    )  # fmt: skip
+    model = from_proto(proto)
+    model.kept_float = {"Conv_a": "as asked"}
+    outcomes = pipeline.run(model, (CleanGraph(),), None)
+    assert outcomes["clean-graph"].edits
+    (layer,) = (node.name for node in model.graph.nodes if node.op == "Conv")
+    assert model.kept_float[layer] == "as asked"

@@ -36,7 +36,7 @@ SHIELDED = {
     "sizes": 'Resize<mode="cubic">(a, , , sizes)',
     "some scales": 'Resize<mode="cubic", axes=[-1,2]>(a, , two)',
     "some sizes": 'Resize<mode="cubic", axes=[3,2]>(a, , , wide)',
-    "ratio": 'Resize<mode="linear", axes=[2,3], keep_aspect_ratio_policy="not_larger">(a, , , wide)',
+    "ratio": 'Resize<axes=[2,3], keep_aspect_ratio_policy="not_larger">(a, , , wide)',
 }
 
 
