@@ -3,17 +3,20 @@
 import io
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
 import onnxq
-from onnxq.conversion import largest_change
+from onnxq import pipeline
+from onnxq.conversion import TOLERANCE, largest_change
 from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
-from onnxq.model import from_proto
+from onnxq.model import from_proto, load
 from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import METADATA_KEY, PRESETS
+from onnxq.recipes import PREPARATION
 from onnxq.runtime import Session
 from onnxq.validation import quantized_against
 from tests.graphs import build
@@ -238,6 +241,29 @@ def test_verification_sees_where_an_output_stops_being_finite(tmp_path):
     prepared = from_proto(build("(float[8] x) => (float[] y) { y = Log(x) }"))
     with pytest.raises(PassError, match="finite"):
         largest_change(Session(tmp_path / "m.onnx"), prepared, None)
+
+
+def magnifying(by):
+    """A network whose output shows rounding ``by`` times as large."""
+    return build(
+        "(float[1,16,8,8] x) => (float[] y) "
+        "{ a = Conv(x, w) b = BatchNormalization(a, g, o, o, v) c = Mul(b, k) y = Sin(c) }",
+        w=(8, 16, 3, 3), g=np.linspace(0.5, 2, 8, dtype=np.float32), k=np.float32(by),
+        v=np.linspace(0.5, 2, 8, dtype=np.float32), o=np.linspace(-1, 1, 8, dtype=np.float32),
+    )  # fmt: skip
+
+
+def test_what_a_network_makes_of_rounding_is_no_bug(tmp_path):
+    source = tmp_path / "m.onnx"
+    onnx.save(magnifying(1e3), source)
+    model = load(source)
+    pipeline.run(model, PREPARATION, None)
+    original = Session(source)
+    assert largest_change(original, model, None) > TOLERANCE
+    (conv,) = (n for n in model.graph.nodes if n.op == "Conv")
+    conv.inputs[1].values = conv.inputs[1].values * np.float32(1.001)
+    with pytest.raises(PassError, match="of its largest value: this is a bug"):
+        largest_change(original, model, None)
 
 
 def test_one_answer_that_hangs_by_a_tie_is_no_reason_to_doubt_the_processor():
