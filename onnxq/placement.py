@@ -385,3 +385,10 @@ def demote(model: Model, reasons: Mapping[str, str]) -> Placement:
     """Keep more nodes float and decide again."""
     model.kept_float.update(reasons)
     return place(model)
+
+
+def without_products(model: Model) -> Placement:
+    """The placement where products of two activations stay float, as a rule; the model stays."""
+    trial = model.clone()
+    products = [node.name for node in trial.graph.nodes if is_product(node)]
+    return demote(trial, dict.fromkeys(products, "as a rule"))

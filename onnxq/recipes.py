@@ -11,6 +11,7 @@ from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.advance_activations import AdvanceActivations
 from onnxq.passes.clean_graph import CleanGraph
+from onnxq.passes.clip_plateaus import ClipPlateaus
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.copy_sizes import CopySizes
 from onnxq.passes.correct_bias import CorrectBias
@@ -115,6 +116,7 @@ def build(
         )
         emission = InsertQdq.of({"target_ort": target_ort})
         expansion = () if act_bits == "float" else EXPANSION
+        before = before if act_bits == "float" else (ClipPlateaus(), *before)
         if act_bits not in ("float", 8):
             expansion += narrow
             if equalized:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import demote, is_product
+from onnxq.placement import without_products
 
 # The alpha and beta of HardSwish; those of HardSigmoid are attributes.
 SWISH = (1 / 6, 0.5)
@@ -38,8 +38,7 @@ class ExpandHardActivations(Pass):
         trial = model.clone()
         sums = {name: _expand(trial, name) for name in found}
         trial.tidy()
-        products = [node.name for node in trial.graph.nodes if is_product(node)]
-        integer = demote(trial, dict.fromkeys(products, "as a rule")).integer
+        integer = without_products(trial).integer
         for name in found:
             if sums[name] in integer:
                 _expand(model, name)

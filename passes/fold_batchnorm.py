@@ -1,4 +1,4 @@
-"""Batch normalization of a trained network is an affine map per channel; its neighbour absorbs it.
+"""An affine map per channel, as a trained batch normalization is: its neighbour absorbs it.
 
 The algebra stands in numerics/fold.py.
 """
@@ -12,7 +12,9 @@ from onnxq.layers import Layer, layer_of, pads
 from onnxq.model import Model
 from onnxq.numerics import fold
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.spec import Floats
+from onnxq.spec import Array, Floats
+
+ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
 
 
 class FoldBatchnorm(Pass):
@@ -24,9 +26,12 @@ class FoldBatchnorm(Pass):
     3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
        kernel where BatchNormalization has none.
 
-    What its statistics tell of the tensors that stay is written down in the model's moments: on
-    the training data it read the mean and variance it holds, and returned the mean beta and the
-    standard deviation |gamma| sqrt(var / (var + epsilon)).
+    So are folded Add, Sub, Mul and Div with a number, or one for each channel: many exporters write
+    biases and normalizations so, and each would round once more. They remain where 1 and 2 fail.
+
+    What the statistics of a norm tell of the tensors that stay is written down in the model's
+    moments: on the training data it read the mean and variance it holds, and returned the mean beta
+    and the standard deviation |gamma| sqrt(var / (var + epsilon)).
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -37,31 +42,38 @@ class FoldBatchnorm(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        ranks: dict[str, int] | None = None
-        for norm in [n for n in model.graph.nodes if n.op == "BatchNormalization"]:
-            if (why := model.kept_float.get(norm.name) or _unusable(norm)) is not None:
-                if self.last:
-                    outcome.skip(norm.name, why)
+        left: list[gs.Node] = []
+        for node in model.graph.nodes:
+            if node.op == "BatchNormalization":
+                if (why := model.kept_float.get(node.name) or _unusable(node)) is None:
+                    _remember(model, node)
+                elif self.last:
+                    outcome.skip(node.name, why)
+                if why is not None:
+                    continue
+            elif node.op not in ARITHMETIC or node.domain or node.name in model.kept_float:
                 continue
-            gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])
-            eps = norm.attrs.get("epsilon", 1e-5)
-            a, d = fold.affine_of_batchnorm(gamma, beta, mean, var, eps)
-            spread = np.sqrt(np.maximum(var.astype(np.float64), 0.0))
-            model.moments[norm.inputs[0].name] = mean.astype(np.float64), spread
-            model.moments[norm.outputs[0].name] = beta.astype(np.float64), np.abs(a) * spread
-            if (layer := _layer_before(model, norm)) is not None:
-                _fold_after(model, norm, layer, a, d)
-                outcome.edit(norm.name, f"folded into {layer.name}")
-            elif (layer := _layer_after(model, norm, d)) is not None:
-                _fold_before(model, norm, layer, a, d)
-                outcome.edit(norm.name, f"folded into {layer.name}")
-            elif self.last:
+            layer = _layer_before(model, node)
+            found = _affine(node, layer.c_out, _rank(layer)) if layer is not None else None
+            if layer is not None and found is not None:
+                _fold_after(model, node, layer, *found)
+                outcome.edit(node.name, f"folded into {layer.name}")
+            else:
+                left.append(node)
+        ranks: dict[str, int] | None = None
+        for node in reversed(left):
+            layer = _layer_after(model, node)
+            found = _affine(node, layer.c_in, _rank(layer)) if layer is not None else None
+            if layer is not None and found is not None and _exact(layer, found[1]):
+                _fold_before(model, node, layer, *found)
+                outcome.edit(node.name, f"folded into {layer.name}")
+            elif node.op == "BatchNormalization" and self.last:
                 ranks = model.ranks() if ranks is None else ranks
-                if ranks.get(norm.outputs[0].name) == 4:
-                    _become_conv(model, norm, a, d)
-                    outcome.edit(norm.name, "became a 1x1 depthwise Conv")
+                if ranks.get(node.outputs[0].name) == 4:
+                    _become_conv(model, node)
+                    outcome.edit(node.name, "became a 1x1 depthwise Conv")
                 else:
-                    outcome.skip(norm.name, "no layer beside it can absorb it exactly")
+                    outcome.skip(node.name, "no layer beside it can absorb it exactly")
         return outcome
 
 
@@ -74,6 +86,53 @@ def _unusable(norm: gs.Node) -> str | None:
     return None
 
 
+def _of_norm(norm: gs.Node) -> tuple[Floats, Floats]:
+    statistics = (t.values for t in norm.inputs[1:5])
+    return fold.affine_of_batchnorm(*statistics, norm.attrs.get("epsilon", 1e-5))
+
+
+def _remember(model: Model, norm: gs.Node) -> None:
+    """Write down what a norm knows of what it reads and returns."""
+    _, beta, mean, var = (t.values.astype(np.float64) for t in norm.inputs[1:5])
+    spread = np.sqrt(np.maximum(var, 0.0))
+    model.moments[norm.inputs[0].name] = mean, spread
+    model.moments[norm.outputs[0].name] = beta, np.abs(_of_norm(norm)[0]) * spread
+
+
+def _affine(node: gs.Node, channels: int, rank: int) -> tuple[Floats, Floats] | None:
+    """Factor and offset, float64 (channels,), of a node on a tensor; None if it is no such map."""
+    if node.op == "BatchNormalization":
+        return _of_norm(node)
+    constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+    if len(constants) != 1 or constants[0].dtype != np.float32:
+        return None
+    c = _by_channel(constants[0].values, channels, rank)
+    first = constants[0] is node.inputs[0]
+    if c is None or not np.isfinite(c).all() or (node.op == "Div" and (first or not c.all())):
+        return None
+    one, zero = np.ones(channels), np.zeros(channels)
+    if node.op in ("Mul", "Div"):
+        return (c if node.op == "Mul" else 1.0 / c), zero
+    if node.op == "Sub":
+        return (-one, c) if first else (one, -c)
+    return one, c
+
+
+def _by_channel(values: Array, channels: int, rank: int) -> Floats | None:
+    """A number, or one for each channel along axis 1, as float64 (channels,); None if more."""
+    if values.ndim > rank:
+        return None
+    shape = (1,) * (rank - values.ndim) + values.shape
+    if shape[1] not in (1, channels) or values.size != shape[1]:
+        return None
+    return np.broadcast_to(values.reshape(-1).astype(np.float64), channels)
+
+
+def _rank(layer: Layer) -> int:
+    """Number of axes of what a Conv, ConvTranspose or Gemm reads and returns."""
+    return len(layer.weight_tensor.shape)
+
+
 def _foldable(layer: Layer) -> bool:
     """Whether a layer is W x + b and nothing else, with a place for b."""
     factors = {layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)}
@@ -81,38 +140,47 @@ def _foldable(layer: Layer) -> bool:
     return plain and layer.bias_or_zeros is not None
 
 
-def _layer_before(model: Model, norm: gs.Node) -> Layer | None:
-    producer = norm.inputs[0].inputs[0] if norm.inputs[0].inputs else None
+def _data(node: gs.Node) -> gs.Tensor:
+    """What a node maps: its first operand that is not constant."""
+    return node.inputs[int(isinstance(node.inputs[0], gs.Constant))]
+
+
+def _layer_before(model: Model, node: gs.Node) -> Layer | None:
+    producer = _data(node).inputs[0] if _data(node).inputs else None
     layer = layer_of(producer) if producer is not None else None
     if layer is None or not _foldable(layer):
         return None
-    return layer if model.single_consumer(layer.output) is norm else None
+    return layer if model.single_consumer(layer.output) is node else None
 
 
-def _layer_after(model: Model, norm: gs.Node, d: Floats) -> Layer | None:
-    reader = model.single_consumer(norm.outputs[0])
+def _layer_after(model: Model, node: gs.Node) -> Layer | None:
+    reader = model.single_consumer(node.outputs[0])
     layer = layer_of(reader) if reader is not None else None
-    if layer is None or not _foldable(layer) or layer.data is not norm.outputs[0]:
+    if layer is None or not _foldable(layer) or layer.data is not node.outputs[0]:
         return None
-    if layer.op == "Gemm":
-        return None if layer.node.attrs.get("transA", 0) else layer
-    exact = not d.any() or (layer.op == "Conv" and not pads(layer.node))
-    return layer if exact else None
+    return None if layer.node.attrs.get("transA", 0) else layer
 
 
-def _fold_after(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
+def _exact(layer: Layer, d: Floats) -> bool:
+    """Whether a layer can absorb an offset of its data."""
+    return layer.op == "Gemm" or not d.any() or (layer.op == "Conv" and not pads(layer.node))
+
+
+def _fold_after(model: Model, node: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
     bias = layer.bias_or_zeros
     assert bias is not None
     w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
-    result = norm.outputs[0]
-    norm.inputs.clear()
-    norm.outputs.clear()
+    result = node.outputs[0]
+    if result.name not in model.moments and (known := model.moments.get(layer.output.name)):
+        model.moments[result.name] = a * known[0] + d, np.abs(a) * known[1]
+    node.inputs.clear()
+    node.outputs.clear()
     layer.node.outputs[0] = result
     layer.set_weight(model, w)
     layer.set_bias(model, b)
 
 
-def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
+def _fold_before(model: Model, node: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
     bias = layer.bias_or_zeros
     assert bias is not None
     if layer.op == "ConvTranspose":
@@ -123,10 +191,13 @@ def _fold_before(model: Model, norm: gs.Node, layer: Layer, a: Floats, d: Floats
         w = np.moveaxis(w, 0, layer.out_axis)
     layer.set_weight(model, w)
     layer.set_bias(model, b)
-    layer.node.inputs[0] = norm.inputs[0]
+    layer.node.inputs[0] = _data(node)
+    node.inputs.clear()
+    node.outputs.clear()
 
 
-def _become_conv(model: Model, norm: gs.Node, a: Floats, d: Floats) -> None:
+def _become_conv(model: Model, norm: gs.Node) -> None:
+    a, d = _of_norm(norm)
     source, result = norm.inputs[0], norm.outputs[0]
     name = norm.name
     norm.inputs.clear()

@@ -1,5 +1,6 @@
 """Bring the many spellings of a constant to one: an initializer, float32, read by a plain node."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ LARGEST_RESULT = 1 << 16
 UNFOLDED = {"Bernoulli", "Constant", "Multinomial", "RandomNormal", "RandomNormalLike",
             "RandomUniform", "RandomUniformLike", "SequenceConstruct", "SequenceEmpty",
             "SplitToSequence"}  # fmt: skip
+ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 
@@ -23,7 +25,8 @@ class Normalize(Pass):
     """Turn Constant nodes and all that is computed from constants into initializers, in float32.
 
     Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
-    and beta of a Gemm move into its constants.
+    and beta of a Gemm move into its constants, and a number that others multiply with or add has no
+    axes.
     """
 
     name: ClassVar[str] = "normalize"
@@ -46,6 +49,7 @@ class Normalize(Pass):
         for node in model.graph.nodes:
             if node.op == "Gemm":
                 _absorb_factors(model, node, outcome)
+        _strip_axes(model, outcome)
         return outcome
 
 
@@ -106,6 +110,24 @@ def _fold(model: Model, outcome: Outcome) -> None:
             outcome.skip(node.name, f"its {value.nbytes} bytes are made at load")
         elif model.become_constant(node, value):
             outcome.edit(node.name, f"constant {node.op} folded")
+
+
+def _strip_axes(model: Model, outcome: Outcome) -> None:
+    """Give a number that an arithmetic node reads no axes, where its data have as many anyway."""
+    found = [
+        (node, place, data)
+        for node in model.graph.nodes
+        if node.op in ARITHMETIC and not node.domain
+        for place, data in ((0, node.inputs[1]), (1, node.inputs[0]))
+        if isinstance(node.inputs[place], gs.Constant)
+        and math.prod(node.inputs[place].shape) == 1 <= len(node.inputs[place].shape)
+    ]
+    ranks = model.ranks() if found else {}
+    for node, place, data in found:
+        number = node.inputs[place]
+        if ranks.get(data.name, 0) >= len(number.shape):
+            node.inputs[place] = model.constant(number.name, number.values.reshape(()))
+            outcome.edit(node.name, "its number has no axes now")
 
 
 def _absorb_factors(model: Model, node: gs.Node, outcome: Outcome) -> None:

@@ -4,11 +4,19 @@ import pytest
 from onnxq.model import from_proto
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.normalize import Normalize
-from tests.graphs import after, build, norm, ops
+from tests.graphs import after, build, feeds, norm, ops, run
 
 NORM = "BatchNormalization"
 IMAGE = "(float[2,4,6,6] x) => (float[] y)"
 ROWS = "(float[3,4] x) => (float[] y)"
+
+
+def same(proto, model):
+    """The model computes what the file did."""
+    given = feeds(proto)
+    right = run(proto, given)["y"]
+    found = run(model.to_proto(), given)["y"]
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
 
 
 @pytest.mark.parametrize(
@@ -138,3 +146,107 @@ def test_a_norm_that_is_kept_float_stays():
     outcome = FoldBatchnorm().run(model, {})
     assert ops(model) == ["Conv", NORM]
     assert [(skip.where, skip.why) for skip in outcome.skips] == [(name, "kept")]
+
+
+AFFINE = {
+    "bias": "Add(a, each)",
+    "bias first": "Add(each, a)",
+    "difference": "Sub(a, row)",
+    "difference from": "Sub(number, a)",
+    "product": "Mul(a, each)",
+    "product with a number": "Mul(long, a)",
+    "quotient": "Div(a, row)",
+}
+NUMBERS = {
+    "each": np.linspace(0.5, 2, 4, dtype=np.float32).reshape(1, 4, 1, 1),
+    "row": np.linspace(-2, -0.5, 4, dtype=np.float32).reshape(4, 1, 1),
+    "long": np.full((1, 1, 1), -0.7, np.float32),
+    "number": np.float32(0.3),
+    "zero": np.zeros((4, 1, 1), np.float32),
+    "columns": np.linspace(0.5, 2, 6, dtype=np.float32),
+    "deep": np.ones((1, 1, 4, 1, 1), np.float32),
+    "inf": np.float32("inf"),
+}
+
+
+def affine(text, **weights):
+    used = {name: x for name, x in NUMBERS.items() if f"{name}," in text or f"{name})" in text}
+    return build(text, **weights, **used)
+
+
+@pytest.mark.parametrize("node", AFFINE.values(), ids=AFFINE)
+@pytest.mark.parametrize("layer", ["Conv<pads=[1,1,1,1]>(x, w)", "ConvTranspose(x, w)"])
+def test_arithmetic_behind_a_layer_is_folded_into_it(node, layer):
+    proto = affine(f"{IMAGE} {{ a = {layer} y = {node} }}", w=(4, 4, 3, 3))
+    model, outcome = after(proto, FoldBatchnorm())
+    assert ops(model) == [layer.split("<")[0].split("(")[0]]
+    assert len(outcome.edits) == 1
+    same(proto, model)
+
+
+@pytest.mark.parametrize("node", AFFINE.values(), ids=AFFINE)
+def test_arithmetic_before_a_layer_is_folded_into_it(node):
+    proto = affine(f"{IMAGE} {{ a = Relu(x) b = {node} y = Conv(b, w) }}", w=(4, 4, 3, 3))
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Relu", "Conv"]
+    same(proto, model)
+
+
+def test_arithmetic_on_rows_is_folded_into_a_gemm():
+    proto = affine(f"{ROWS} {{ a = Gemm(x, w) b = Mul(a, columns) y = Add(b, number) }}", w=(4, 6))
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Gemm"]
+    same(proto, model)
+
+
+def test_a_chain_is_folded_from_both_ends():
+    proto = affine(
+        f"{IMAGE} {{ a = Conv(x, w) b = Add(a, each) c = Mul(b, number) d = {NORM}(c, g, s, m, v) "
+        "e = HardSwish(d) f = Mul(e, number) h = Add(f, each) y = Conv(h, w) }",
+        w=(4, 4, 3, 3), **norm(4),
+    )  # fmt: skip
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Conv", "HardSwish", "Conv"]
+    same(proto, model)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Relu(x) b = Add(a, each) y = Conv<pads=[1,1,1,1]>(b, w)",
+        "a = Conv(x, w) y = Mul(a, a)",
+        "a = Conv(x, w) b = Mul(a, number) y = Add(a, b)",
+        "a = Conv(x, w) y = Div(number, a)",
+        "a = Conv(x, w) y = Div(a, zero)",
+        "a = Conv(x, w) y = Mul(a, inf)",
+        "a = Conv(x, w) y = Mul(a, deep)",
+        "a = Conv<pads=[1,1,2,2]>(x, w) y = Mul(a, columns)",
+    ],
+)
+def test_arithmetic_that_is_no_map_of_channels_stays(nodes):
+    proto = affine(f"{IMAGE} {{ {nodes} }}", w=(4, 4, 3, 3))
+    model, outcome = after(proto, FoldBatchnorm())
+    assert ops(model) == ops(after(proto, Normalize())[0])
+    assert not outcome.edits
+    assert not outcome.skips
+
+
+def test_arithmetic_that_is_kept_float_stays():
+    model = from_proto(affine(f"{IMAGE} {{ a = Conv(x, w) y = Add(a, each) }}", w=(4, 4, 3, 3)))
+    model.kept_float = {"Add_y": "as asked"}
+    FoldBatchnorm().run(model, {})
+    assert ops(model) == ["Conv", "Add"]
+
+
+def test_what_a_norm_tells_goes_through_arithmetic_behind_it():
+    proto = affine(
+        f"{IMAGE} {{ a = Conv(x, w) b = {NORM}(a, g, s, m, v) c = Mul(b, long) "
+        "y = Add(c, number) }",
+        w=(4, 4, 3, 3), **norm(4),
+    )  # fmt: skip
+    model, _ = after(proto, FoldBatchnorm())
+    alone, _ = after(build(f"{IMAGE} {{ a = Conv(x, w) y = {NORM}(a, g, s, m, v) }}",
+                           w=(4, 4, 3, 3), **norm(4)), FoldBatchnorm())  # fmt: skip
+    mean, spread = alone.moments["y"]
+    np.testing.assert_allclose(model.moments["y"][0], np.float32(-0.7) * mean + 0.3, rtol=1e-5)
+    np.testing.assert_allclose(model.moments["y"][1], np.float32(0.7) * spread, rtol=1e-5)

@@ -156,3 +156,23 @@ def test_an_empty_sequence_is_no_constant():
     )
     model, _ = after(proto, Normalize())
     assert ops(model) == ["SequenceEmpty", "SequenceInsert", "SequenceAt"]
+
+
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        ("Mul(x, k)", ()),
+        ("Div(k, x)", ()),
+        ("Add(x, cube)", ()),
+        ("Add(x, deep)", (1, 1, 1, 1)),
+        ("Sub(s, k)", (1,)),
+        ("Pow(x, k)", (1,)),
+    ],
+)
+def test_a_number_loses_its_axes_where_the_data_have_as_many(node, shape):
+    numbers = {"k": (1,), "cube": (1, 1, 1), "deep": (1, 1, 1, 1)}
+    used = {name: np.full(size, 2, np.float32) for name, size in numbers.items() if name in node}
+    proto = build(f"(float[2,3,4] x, float s) => (float[] y) {{ y = {node} }}", **used)
+    model, _ = after(proto, Normalize())
+    (number,) = (t for t in model.graph.nodes[0].inputs if t.name not in "xs")
+    assert number.values.shape == shape
