@@ -28,7 +28,7 @@ ELEMENTWISE = {
 POINTS = 4097
 # Results differ from this part of their span on: a quarter of a step of 8 bits.
 APART = 1 / (4 * 255)
-# Less than this part of a range is not worth a node.
+# A plateau that is less than this part of a range is not worth a node.
 LEAST_GAIN = 0.02
 
 
@@ -64,20 +64,18 @@ class ClipPlateaus(Pass):
         points = {name: _points(statistics[name]) for name in cones}
         results = _run(model, cones, points)
         for name, cone in cones.items():
-            x, tensor = points[name], cone.tensor
-            first, last = _told([results[name, t.name] for t in cone.ends])
-            if x[last] - x[first] > (1.0 - LEAST_GAIN) * np.ptp(x):
+            low, high = _plateaus([results[name, t.name] for t in cone.ends])
+            if low == high == 0:
                 continue
+            x, tensor = points[name], cone.tensor
+            first, last = x[low], x[POINTS - 1 - high]
             clipped = model.variable(f"{name}_clipped")
             model.redirect(tensor, clipped)
-            lo, hi = gs.Variable.empty(), gs.Variable.empty()
-            if first > 0:
-                lo = model.constant(f"{name}_min", x[first])
-            if last < POINTS - 1:
-                hi = model.constant(f"{name}_max", x[last])
+            lo = model.constant(f"{name}_min", first) if low else gs.Variable.empty()
+            hi = model.constant(f"{name}_max", last) if high else gs.Variable.empty()
             model.add("Clip", [tensor, lo, hi], clipped)
-            span = f"[{x[first]:.4g}, {x[last]:.4g}]"
-            outcome.edit(name, f"[{x[0]:.4g}, {x[-1]:.4g}] to {span}")
+            what = f"[{x[0]:.4g}, {x[-1]:.4g}] to [{first:.4g}, {last:.4g}]"
+            outcome.edit(name, what)
         return outcome
 
 
@@ -145,14 +143,16 @@ def _run(
     return {key: values[t.name] for key, t in results.items()}
 
 
-def _told(results: Sequence[Floats]) -> tuple[int, int]:
-    """The last point of the plateau that all results begin with, and the first of that at the end.
+def _plateaus(results: Sequence[Floats]) -> tuple[int, int]:
+    """Length of the plateau that all results begin with and of that they end with, in points.
 
-    If there is nothing but a plateau, the ends of all points.
+    0 if it is short, or if there is nothing else.
     """
     apart = [APART * np.ptp(y) for y in results]
-    low = np.any([np.abs(y - y[0]) > a for y, a in zip(results, apart, strict=True)], axis=0)
-    high = np.any([np.abs(y - y[-1]) > a for y, a in zip(results, apart, strict=True)], axis=0)
-    if not low.any():
-        return 0, POINTS - 1
-    return max(0, int(np.argmax(low)) - 1), POINTS - 1 - max(0, int(np.argmax(high[::-1])) - 1)
+    found = []
+    for end in (0, -1):
+        far = [np.abs(y - y[end]) > a for y, a in zip(results, apart, strict=True)]
+        leaves = np.any(far, axis=0)[:: 1 if end == 0 else -1]
+        steps = max(0, int(np.argmax(leaves)) - 1)
+        found.append(steps if steps > LEAST_GAIN * POINTS else 0)
+    return found[0], found[1]

@@ -87,8 +87,8 @@ def _unusable(norm: gs.Node) -> str | None:
 
 
 def _of_norm(norm: gs.Node) -> tuple[Floats, Floats]:
-    statistics = (t.values for t in norm.inputs[1:5])
-    return fold.affine_of_batchnorm(*statistics, norm.attrs.get("epsilon", 1e-5))
+    gamma, beta, mean, var = (t.values for t in norm.inputs[1:5])
+    return fold.affine_of_batchnorm(gamma, beta, mean, var, norm.attrs.get("epsilon", 1e-5))
 
 
 def _remember(model: Model, norm: gs.Node) -> None:
