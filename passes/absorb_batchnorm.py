@@ -6,7 +6,7 @@ from onnxq.passes.fold_batchnorm import FoldBatchnorm
 
 
 class AbsorbBatchnorm(FoldBatchnorm):
-    """Fold BatchNormalization where a layer beside it absorbs it, and leave the others.
+    """Fold affine maps of channels where a layer beside them absorbs them, and leave the others.
 
     What ``clean-graph`` merges loses the name of its layer and what the statistics tell. What it
     brings out is left to ``fold-batchnorm``.
