@@ -5,7 +5,7 @@ HardSwish(x) = x clip(x / 6 + 1/2, 0, 1) is 0 for all x below -3, and x Sigmoid(
 computed from a tensor alone is run, on values between its ends, and looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -85,24 +85,29 @@ def _cones(model: Model) -> dict[str, Cone]:
     results = set(without_products(model).results.values())
     found = {}
     for tensor in (t for node in model.graph.nodes for t in node.outputs if t.name in results):
-        cone = Cone(tensor, [], [])
-        inside = {tensor.name: tensor}
-        for node in model.graph.nodes:
+        if _is_end(model, tensor, captured) or not all(map(_is_elementwise, tensor.outputs)):
+            continue
+        cone, inside = Cone(tensor, [], []), {tensor.name: tensor}
+        for node in filter(_is_elementwise, model.graph.nodes):
             data = [t for t in node.inputs if not t.is_empty()]
             alone = all(t.name in inside or _is_number(t) for t in data)
-            if alone and node.op in ELEMENTWISE and any(t.name in inside for t in data):
+            if alone and any(t.name in inside for t in data):
                 cone.nodes.append(node)
                 inside |= {t.name: t for t in node.outputs}
-        cone.ends.extend(
-            t
-            for t in inside.values()
-            if model.is_output(t)
-            or t.name in captured
-            or any(reader not in cone.nodes for reader in t.outputs)
-        )
-        if all(end is not tensor for end in cone.ends):
+        left = [t for t in inside.values() if any(r not in cone.nodes for r in t.outputs)]
+        cone.ends.extend(t for t in inside.values() if t in left or _is_end(model, t, captured))
+        if tensor not in left:
             found[tensor.name] = cone
     return found
+
+
+def _is_end(model: Model, tensor: gs.Tensor, captured: Collection[str]) -> bool:
+    """Whether a tensor leaves the graph, or enters a body."""
+    return model.is_output(tensor) or tensor.name in captured
+
+
+def _is_elementwise(node: gs.Node) -> bool:
+    return node.op in ELEMENTWISE and not node.domain
 
 
 def _is_number(tensor: gs.Tensor) -> bool:
@@ -148,11 +153,12 @@ def _plateaus(results: Sequence[Floats]) -> tuple[int, int]:
 
     0 if it is short, or if there is nothing else.
     """
-    apart = [APART * np.ptp(y) for y in results]
     found = []
-    for end in (0, -1):
-        far = [np.abs(y - y[end]) > a for y, a in zip(results, apart, strict=True)]
-        leaves = np.any(far, axis=0)[:: 1 if end == 0 else -1]
-        steps = max(0, int(np.argmax(leaves)) - 1)
-        found.append(steps if steps > LEAST_GAIN * POINTS else 0)
+    with np.errstate(invalid="ignore"):  # infinite results have no plateau
+        apart = [APART * np.ptp(y) for y in results]
+        for step in (1, -1):
+            ordered = [y[::step] for y in results]
+            far = [np.abs(y - y[0]) > a for y, a in zip(ordered, apart, strict=True)]
+            flat = max(0, int(np.argmax(np.any(far, axis=0))) - 1)
+            found.append(flat if flat > LEAST_GAIN * POINTS else 0)
     return found[0], found[1]
