@@ -23,11 +23,11 @@ from onnxq.files import (
 from onnxq.inspect import cost, inspect, unquantized
 from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
-from onnxq.model import Model, load
+from onnxq.model import INLINE_LIMIT, Model, load
 from onnxq.pipeline import LearnedPass, Outcome, Pass, run
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
-from onnxq.protos import check_file, file_size, model_files
+from onnxq.protos import check_file, check_proto, file_size, model_files
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import plan
 from onnxq.report import Report
@@ -474,14 +474,21 @@ def _reload(target: Path, source: Path, report: Report) -> Model:
     Raises:
         PassError: The file is not valid ONNX although its source is.
     """
-    complaint = check_file(target)
+    complaint, written = check_file(target), load(target)
     if complaint is not None:
-        if check_file(source) is None:
+        if check_file(source) is None and _is_valid_at(written.opset, source):
             raise PassError(f"the written file was invalid and is removed: {complaint}")
         report.notes.append(
             f"onnx.checker complains about the file, as about its source: {complaint}"
         )
-    return load(target)
+    return written
+
+
+def _is_valid_at(opset: int, source: Path) -> bool:
+    """Whether a model is valid with a newer opset, whose shape inference may see more."""
+    model = load(source)
+    model.raise_opset(opset)
+    return model.nbytes > INLINE_LIMIT or check_proto(model.to_proto(), full_check=True) is None
 
 
 def _reason(name: str, report: Report, plan: Recipe) -> str:

@@ -232,9 +232,9 @@ def check_file(path: Path) -> str | None:
     return _complaint(str(path), full_check=True)
 
 
-def check_proto(proto: ModelProto) -> str | None:
-    """What onnx's checker has to say against a model; None if nothing."""
-    return _complaint(proto)
+def check_proto(proto: ModelProto, full_check: bool = False) -> str | None:
+    """What onnx's checker, in full with shape inference, says against a model; None if nothing."""
+    return _complaint(proto, full_check)
 
 
 def _complaint(model: str | ModelProto, full_check: bool = False) -> str | None:

@@ -287,3 +287,28 @@ def test_of_many_reasons_the_first_are_printed_and_all_are_kept():
     assert "reason 8" not in printed
     assert "12 more" in printed
     assert len(report.to_dict()["outcomes"]["equalize"]["skips"]) == 21
+
+
+def test_a_wrong_declaration_that_only_newer_opsets_see_is_the_sources(tmp_path):
+    proto = build(
+        "(float[2,N,4] x) => (float[N,S] y) { d = Shape(x) b = Gather<axis=0>(d, zero) "
+        "c = Gather<axis=0>(d, one) m = MatMul(x, w) p = Unsqueeze<axes=[0]>(b) "
+        "q = Unsqueeze<axes=[0]>(c) t = Concat<axis=0>(p, q, minus) y = Reshape(m, t) }",
+        opset=12, w=(4, 6), zero=np.array(0), one=np.array(1), minus=np.array([-1]),
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = onnxq.convert(tmp_path / "m.onnx", bits=4)
+    (note,) = (note for note in report.notes if "complains" in note)
+    assert "as about its source" in note
+    assert "differ in rank: (3) vs (2)" in note
+
+
+def test_a_file_that_is_invalid_where_its_source_is_not_is_removed(tmp_path, monkeypatch):
+    source, target = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(build(f"(float[1,3,7,7] x) => (float[] a) {{ {CONV} }}", **WEIGHTS), source)
+    monkeypatch.setattr(
+        "onnxq.conversion.check_file", lambda path: "it is odd" if path == target else None
+    )
+    with pytest.raises(PassError, match="the written file was invalid and is removed: it is odd"):
+        onnxq.convert(source, target)
+    assert not target.exists()
