@@ -24,6 +24,7 @@ from onnxq.numerics.unfold import Window
 from onnxq.spec import Array, Floats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 
 
 @dataclass(frozen=True, eq=False)

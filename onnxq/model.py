@@ -480,6 +480,11 @@ def element_bits(constant: gs.Constant) -> int:
     return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
 
 
+def is_number(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant of one element, whatever its axes."""
+    return isinstance(tensor, gs.Constant) and tensor.values.size == 1
+
+
 def axes_of(node: gs.Node, place: int = 1) -> list[int] | None:
     """The constant axes of a node, whether attribute (old opsets) or the input at ``place``."""
     if "axes" in node.attrs:

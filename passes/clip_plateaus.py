@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import Model
+from onnxq.model import Model, is_number
 from onnxq.numerics.observe import MinMax, Observer
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import without_products
@@ -26,7 +26,7 @@ ELEMENTWISE = {
     "ThresholdedRelu",
 }  # fmt: skip
 POINTS = 4097
-# Results differ from this part of their span on: a quarter of a step of 8 bits.
+# What integer nodes read differs from this part of its span on: a quarter of a step of 8 bits.
 APART = 1 / (4 * 255)
 # A plateau that is less than this part of a range is not worth a node.
 LEAST_GAIN = 0.02
@@ -39,12 +39,13 @@ class Cone:
     Attributes:
         tensor: The tensor.
         nodes: What computes it, in order.
-        ends: The results that something else reads.
+        ends: The results that something else reads, each with the part of its span that its
+            values are told apart from: none, unless nothing but integer nodes reads it.
     """
 
     tensor: gs.Tensor
     nodes: list[gs.Node]
-    ends: list[gs.Tensor]
+    ends: list[tuple[gs.Tensor, float]]
 
 
 class ClipPlateaus(Pass):
@@ -64,7 +65,7 @@ class ClipPlateaus(Pass):
         points = {name: _points(statistics[name]) for name in cones}
         results = _run(model, cones, points)
         for name, cone in cones.items():
-            low, high = _plateaus([results[name, t.name] for t in cone.ends])
+            low, high = _plateaus([(results[name, t.name], part) for t, part in cone.ends])
             if low == high == 0:
                 continue
             x, tensor = points[name], cone.tensor
@@ -81,22 +82,27 @@ class ClipPlateaus(Pass):
 
 def _cones(model: Model) -> dict[str, Cone]:
     """Of the results of integer nodes those that nothing but a function of them alone reads."""
-    captured = model.captured()
-    results = set(without_products(model).results.values())
+    captured, placement = model.captured(), without_products(model)
+    integer = placement.integer | placement.moves
+    results = set(placement.results.values())
     found = {}
     for tensor in (t for node in model.graph.nodes for t in node.outputs if t.name in results):
         if _is_end(model, tensor, captured) or not all(map(_is_elementwise, tensor.outputs)):
             continue
-        cone, inside = Cone(tensor, [], []), {tensor.name: tensor}
-        for node in filter(_is_elementwise, model.graph.nodes):
-            data = [t for t in node.inputs if not t.is_empty()]
-            alone = all(t.name in inside or _is_number(t) for t in data)
-            if alone and any(t.name in inside for t in data):
-                cone.nodes.append(node)
-                inside |= {t.name: t for t in node.outputs}
-        left = [t for t in inside.values() if any(r not in cone.nodes for r in t.outputs)]
-        cone.ends.extend(t for t in inside.values() if t in left or _is_end(model, t, captured))
-        if tensor not in left:
+        cone, inside, names = Cone(tensor, [], []), [tensor], {tensor.name}
+        for reached in inside:  # which grows
+            for node in filter(_is_elementwise, reached.outputs):
+                alone = all(t.name in names or t.is_empty() or is_number(t) for t in node.inputs)
+                if alone and node.outputs[0].name not in names:
+                    cone.nodes.append(node)
+                    inside.append(node.outputs[0])
+                    names.add(node.outputs[0].name)
+        for reached in inside:
+            others = [node for node in reached.outputs if node.outputs[0].name not in names]
+            exact = _is_end(model, reached, captured) or any(n.name not in integer for n in others)
+            if others or exact:
+                cone.ends.append((reached, 0.0 if exact else APART))
+        if all(end is not tensor for end, _ in cone.ends):
             found[tensor.name] = cone
     return found
 
@@ -108,10 +114,6 @@ def _is_end(model: Model, tensor: gs.Tensor, captured: Collection[str]) -> bool:
 
 def _is_elementwise(node: gs.Node) -> bool:
     return node.op in ELEMENTWISE and not node.domain
-
-
-def _is_number(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant) and tensor.values.size == 1
 
 
 def _spans(seen: Observer) -> bool:
@@ -136,29 +138,31 @@ def _run(
             number = f"{name}/{node.name}/"
             inputs = [
                 copies.get(t.name)
-                or (gs.Constant(f"{number}{i}", t.values.reshape(())) if _is_number(t) else t)
+                or (gs.Constant(f"{number}{i}", t.values.reshape(())) if is_number(t) else t)
                 for i, t in enumerate(node.inputs)
             ]
             outputs = [gs.Variable(f"{name}/{t.name}") for t in node.outputs]
             copies |= {t.name: copy for t, copy in zip(node.outputs, outputs, strict=True)}
             nodes.append(gs.Node(node.op, number, dict(node.attrs), inputs, outputs))
-        results |= {(name, t.name): copies[t.name] for t in cone.ends}
+        results |= {(name, t.name): copies[t.name] for t, _ in cone.ends}
     graph = gs.Graph(nodes, opset=model.opset)
     values = evaluate(replace(model, graph=graph), list(results.values()))
     return {key: values[t.name] for key, t in results.items()}
 
 
-def _plateaus(results: Sequence[Floats]) -> tuple[int, int]:
+def _plateaus(results: Sequence[tuple[Floats, float]]) -> tuple[int, int]:
     """Length of the plateau that all results begin with and of that they end with, in points.
 
     0 if it is short, or if there is nothing else.
+
+    Args:
+        results: Each with the part of its span that its values are told apart from.
     """
+    if not all(np.isfinite(y).all() for y, _ in results):
+        return 0, 0
     found = []
-    with np.errstate(invalid="ignore"):  # infinite results have no plateau
-        apart = [APART * np.ptp(y) for y in results]
-        for step in (1, -1):
-            ordered = [y[::step] for y in results]
-            far = [np.abs(y - y[0]) > a for y, a in zip(ordered, apart, strict=True)]
-            flat = max(0, int(np.argmax(np.any(far, axis=0))) - 1)
-            found.append(flat if flat > LEAST_GAIN * POINTS else 0)
+    for step in (1, -1):
+        far = [np.abs(y - y[::step][0]) > part * np.ptp(y) for y, part in results]
+        flat = max(0, int(np.argmax(np.any(far, axis=0)[::step])) - 1)
+        found.append(flat if flat > LEAST_GAIN * POINTS else 0)
     return found[0], found[1]

@@ -8,13 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layer_of, pads
+from onnxq.layers import ARITHMETIC, Layer, layer_of, pads
 from onnxq.model import Model
 from onnxq.numerics import fold
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array, Floats
-
-ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
 
 
 class FoldBatchnorm(Pass):
@@ -26,8 +24,9 @@ class FoldBatchnorm(Pass):
     3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
        kernel where BatchNormalization has none.
 
-    So are folded Add, Sub, Mul and Div with a number, or one for each channel: many exporters write
-    biases and normalizations so, and each would round once more. They remain where 1 and 2 fail.
+    So are folded Add, Sub, Mul and Div: many exporters write biases and normalizations so, and each
+    would round once more. Into the layer after them only those with a number, and no offset of an
+    input of the model: its grid would have to cover what they are there to take away.
 
     What the statistics of a norm tell of the tensors that stay is written down in the model's
     moments: on the training data it read the mean and variance it holds, and returned the mean beta
@@ -41,6 +40,11 @@ class FoldBatchnorm(Pass):
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
+        # What overflows is not folded.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._fold(model)
+
+    def _fold(self, model: Model) -> Outcome:
         outcome = Outcome()
         left: list[gs.Node] = []
         for node in model.graph.nodes:
@@ -54,18 +58,14 @@ class FoldBatchnorm(Pass):
             elif node.op not in ARITHMETIC or node.domain or node.name in model.kept_float:
                 continue
             layer = _layer_before(model, node)
-            found = _affine(node, layer.c_out, _rank(layer)) if layer is not None else None
-            if layer is not None and found is not None:
-                _fold_after(model, node, layer, *found)
+            if layer is not None and _fold_after(model, node, layer):
                 outcome.edit(node.name, f"folded into {layer.name}")
             else:
                 left.append(node)
         ranks: dict[str, int] | None = None
         for node in reversed(left):
             layer = _layer_after(model, node)
-            found = _affine(node, layer.c_in, _rank(layer)) if layer is not None else None
-            if layer is not None and found is not None and _exact(layer, found[1]):
-                _fold_before(model, node, layer, *found)
+            if layer is not None and _fold_before(model, node, layer):
                 outcome.edit(node.name, f"folded into {layer.name}")
             elif node.op == "BatchNormalization" and self.last:
                 ranks = model.ranks() if ranks is None else ranks
@@ -108,7 +108,7 @@ def _affine(node: gs.Node, channels: int, rank: int) -> tuple[Floats, Floats] | 
         return None
     c = _by_channel(constants[0].values, channels, rank)
     first = constants[0] is node.inputs[0]
-    if c is None or not np.isfinite(c).all() or (node.op == "Div" and (first or not c.all())):
+    if c is None or (node.op == "Div" and (first or not c.all())):
         return None
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op in ("Mul", "Div"):
@@ -141,8 +141,9 @@ def _foldable(layer: Layer) -> bool:
 
 
 def _data(node: gs.Node) -> gs.Tensor:
-    """What a node maps: its first operand that is not constant."""
-    return node.inputs[int(isinstance(node.inputs[0], gs.Constant))]
+    """What a node maps: of two operands the one that is not constant."""
+    second = node.op in ARITHMETIC and isinstance(node.inputs[0], gs.Constant)
+    return node.inputs[int(second)]
 
 
 def _layer_before(model: Model, node: gs.Node) -> Layer | None:
@@ -161,15 +162,15 @@ def _layer_after(model: Model, node: gs.Node) -> Layer | None:
     return None if layer.node.attrs.get("transA", 0) else layer
 
 
-def _exact(layer: Layer, d: Floats) -> bool:
-    """Whether a layer can absorb an offset of its data."""
-    return layer.op == "Gemm" or not d.any() or (layer.op == "Conv" and not pads(layer.node))
-
-
-def _fold_after(model: Model, node: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = layer.bias_or_zeros
-    assert bias is not None
+def _fold_after(model: Model, node: gs.Node, layer: Layer) -> bool:
+    """Fold a node into the layer before it, if it is an affine map of channels."""
+    found, bias = _affine(node, layer.c_out, _rank(layer)), layer.bias_or_zeros
+    if found is None or bias is None:
+        return False
+    a, d = found
     w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
+    if not (np.isfinite(w).all() and np.isfinite(b).all()):
+        return False
     result = node.outputs[0]
     if result.name not in model.moments and (known := model.moments.get(layer.output.name)):
         model.moments[result.name] = a * known[0] + d, np.abs(a) * known[1]
@@ -178,22 +179,36 @@ def _fold_after(model: Model, node: gs.Node, layer: Layer, a: Floats, d: Floats)
     layer.node.outputs[0] = result
     layer.set_weight(model, w)
     layer.set_bias(model, b)
+    return True
 
 
-def _fold_before(model: Model, node: gs.Node, layer: Layer, a: Floats, d: Floats) -> None:
-    bias = layer.bias_or_zeros
-    assert bias is not None
+def _fold_before(model: Model, node: gs.Node, layer: Layer) -> bool:
+    """Fold a node into the layer after it, if that is exact and does no harm to grids."""
+    found, bias = _affine(node, layer.c_in, _rank(layer)), layer.bias_or_zeros
+    if found is None or bias is None:
+        return False
+    (a, d), data = found, _data(node)
+    if node.op in ARITHMETIC:
+        # With axes it may give the data some, or more channels.
+        number = node.inputs[int(data is node.inputs[0])]
+        if number.shape or (d.any() and not data.inputs):
+            return False
+    if d.any() and layer.op != "Gemm" and (layer.op != "Conv" or pads(layer.node)):
+        return False
     if layer.op == "ConvTranspose":
         w, b = fold.scale_inputs(layer.weight, a, layer.in_axis), bias
     else:
         canonical = np.moveaxis(layer.weight, layer.out_axis, 0)
         w, b = fold.fold_before(canonical, bias, a, d, layer.groups)
         w = np.moveaxis(w, 0, layer.out_axis)
+    if not (np.isfinite(w).all() and np.isfinite(b).all()):
+        return False
     layer.set_weight(model, w)
     layer.set_bias(model, b)
-    layer.node.inputs[0] = _data(node)
+    layer.node.inputs[0] = data
     node.inputs.clear()
     node.outputs.clear()
+    return True
 
 
 def _become_conv(model: Model, norm: gs.Node) -> None:

@@ -37,6 +37,9 @@ class LayoutProof(Pass):
             if rank is None or axes == []:
                 outcome.skip(node.name, "which of its axes change is not known")
                 continue
+            if _keeps_ratio(node) and not {axis % rank for axis in axes or (2, 3)} <= {2, 3}:
+                outcome.skip(node.name, "it keeps the ratio of other sizes than height and width")
+                continue
             if axes is not None and not _keeps_ratio(node):
                 _tell_all(model, node, rank, [axis % rank for axis in axes])
                 outcome.edit(node.name, "told of every axis")
@@ -60,7 +63,7 @@ def _needs_images(node: gs.Node) -> bool:
 
 
 def _keeps_ratio(node: gs.Node) -> bool:
-    """Whether a Resize makes the axes it names equally larger; they are height and width then."""
+    """Whether a Resize makes the axes it names equally larger."""
     return bool(node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch")
 
 

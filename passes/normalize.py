@@ -1,13 +1,12 @@
 """Bring the many spellings of a constant to one: an initializer, float32, read by a plain node."""
 
-import math
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import layer_of
-from onnxq.model import FLOAT, FLOAT16, Model
+from onnxq.layers import ARITHMETIC, layer_of
+from onnxq.model import FLOAT, FLOAT16, Model, is_number
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.runtime import evaluate
 
@@ -17,7 +16,6 @@ LARGEST_RESULT = 1 << 16
 UNFOLDED = {"Bernoulli", "Constant", "Multinomial", "RandomNormal", "RandomNormalLike",
             "RandomUniform", "RandomUniformLike", "SequenceConstruct", "SequenceEmpty",
             "SplitToSequence"}  # fmt: skip
-ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 
@@ -119,8 +117,7 @@ def _strip_axes(model: Model, outcome: Outcome) -> None:
         for node in model.graph.nodes
         if node.op in ARITHMETIC and not node.domain
         for place, data in ((0, node.inputs[1]), (1, node.inputs[0]))
-        if isinstance(node.inputs[place], gs.Constant)
-        and math.prod(node.inputs[place].shape) == 1 <= len(node.inputs[place].shape)
+        if is_number(node.inputs[place]) and node.inputs[place].shape
     ]
     ranks = model.ranks() if found else {}
     for node, place, data in found:

@@ -103,6 +103,33 @@ def test_what_something_still_reads_stays(nodes):
     assert not ends
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    ["s = Sigmoid(a) h = Log(s)", "s = Softplus(a) h = Reciprocal(s)",
+     "s = Sigmoid(a) t = Sub(one, s) r = Div(s, t) h = Log(r)"],
+)  # fmt: skip
+def test_what_is_nearly_flat_stays_where_floats_read_it(nodes):
+    _, ends = clipped(net(nodes))
+    # Even in float32, onnxruntime's Sigmoid is flat from 18 on.
+    assert all(abs(end) > 17 for end in ends)
+
+
+def test_what_is_flat_is_cut_off_whatever_reads_it():
+    for nodes, result in (
+        ("s = HardSwish(a) h = Softmax<axis=1>(s)", "y"),
+        ("h = HardSwish(a)", "y, float[] h"),
+    ):
+        _, (low, high) = clipped(net(nodes, result))
+        assert -3.1 < low <= -3
+        assert high is None
+
+
+def test_infinite_results_show_no_plateau():
+    nodes = "s = Div(a, zero) k = Conv<pads=[1,1,1,1]>(s, v) t = Sigmoid(a) h = Add(k, t)"
+    _, ends = clipped(net(nodes))
+    assert not ends
+
+
 def test_an_output_of_the_model_stays():
     outcome, _ = clipped(net("h = HardSwish(a)", "y, float[] a"))
     assert not outcome.edits

@@ -166,6 +166,7 @@ NUMBERS = {
     "columns": np.linspace(0.5, 2, 6, dtype=np.float32),
     "deep": np.ones((1, 1, 4, 1, 1), np.float32),
     "inf": np.float32("inf"),
+    "vast": np.float32(3e38),
 }
 
 
@@ -184,11 +185,46 @@ def test_arithmetic_behind_a_layer_is_folded_into_it(node, layer):
     same(proto, model)
 
 
-@pytest.mark.parametrize("node", AFFINE.values(), ids=AFFINE)
-def test_arithmetic_before_a_layer_is_folded_into_it(node):
+@pytest.mark.parametrize(
+    "node", ["Add(number, a)", "Sub(number, a)", "Mul(a, long)", "Div(a, long)"]
+)
+def test_arithmetic_with_a_number_before_a_layer_is_folded_into_it(node):
     proto = affine(f"{IMAGE} {{ a = Relu(x) b = {node} y = Conv(b, w) }}", w=(4, 4, 3, 3))
-    model, _ = after(proto, FoldBatchnorm())
+    model, _ = after(proto, Normalize(), FoldBatchnorm())
     assert ops(model) == ["Relu", "Conv"]
+    same(proto, model)
+
+
+def test_of_an_input_only_factors_are_folded_into_the_layer_that_reads_it():
+    proto = affine(
+        f"{IMAGE} {{ a = Sub(x, number) b = Div(a, number) y = Conv(b, w) }}", w=(4, 4, 3, 3)
+    )
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Sub", "Conv"]
+    same(proto, model)
+
+
+@pytest.mark.parametrize(
+    ("shape", "number"),
+    [("1,1,8,8", (1, 3, 1, 1)), ("3,8,8", (1, 3, 1, 1)), ("3,8,8", (1, 1, 1, 1))],
+)
+def test_a_constant_that_broadcasts_its_data_stays(shape, number):
+    proto = build(
+        f"(float[{shape}] x) => (float[] y) {{ a = Relu(x) b = Mul(a, c) y = Conv(b, w) }}",
+        w=(4, 3, 3, 3), c=number,
+    )  # fmt: skip
+    model, _ = after(proto, Normalize(), FoldBatchnorm())
+    assert ops(model) == ["Relu", "Mul", "Conv"]
+
+
+def test_a_norm_of_a_constant_keeps_its_data():
+    proto = build(
+        f"(float[1,4,6,6] x) => (float[] y) {{ a = {NORM}(k, g, s, m, v) b = Conv(a, w) "
+        "y = Add(b, x) }",
+        k=(1, 3, 6, 6), w=(4, 3, 1, 1), **norm(3),
+    )  # fmt: skip
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Conv", "Add"]
     same(proto, model)
 
 
@@ -202,7 +238,7 @@ def test_arithmetic_on_rows_is_folded_into_a_gemm():
 def test_a_chain_is_folded_from_both_ends():
     proto = affine(
         f"{IMAGE} {{ a = Conv(x, w) b = Add(a, each) c = Mul(b, number) d = {NORM}(c, g, s, m, v) "
-        "e = HardSwish(d) f = Mul(e, number) h = Add(f, each) y = Conv(h, w) }",
+        "e = HardSwish(d) f = Mul(e, number) h = Add(f, number) y = Conv(h, w) }",
         w=(4, 4, 3, 3), **norm(4),
     )  # fmt: skip
     model, _ = after(proto, FoldBatchnorm())
@@ -213,7 +249,9 @@ def test_a_chain_is_folded_from_both_ends():
 @pytest.mark.parametrize(
     "nodes",
     [
-        "a = Relu(x) b = Add(a, each) y = Conv<pads=[1,1,1,1]>(b, w)",
+        "a = Relu(x) b = Add(a, number) y = Conv<pads=[1,1,1,1]>(b, w)",
+        "a = Relu(x) b = Mul(a, each) y = Conv(b, w)",
+        "a = Conv(x, w) y = Mul(a, vast)",
         "a = Conv(x, w) y = Mul(a, a)",
         "a = Conv(x, w) b = Mul(a, number) y = Add(a, b)",
         "a = Conv(x, w) y = Div(number, a)",

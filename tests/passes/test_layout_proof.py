@@ -110,3 +110,16 @@ def test_others_are_left_alone(middle):
     assert not outcome.edits
     assert not outcome.skips
     assert len(model.graph.nodes) == 1
+
+
+def test_a_ratio_kept_with_that_of_channels_is_skipped():
+    sizes = np.array([3, 16, 20])
+    proto = build(
+        '(float[1,3,8,8] x) => (float[] y) '
+        '{ y = Resize<axes=[1,2,3], keep_aspect_ratio_policy="not_larger">(x, , , sizes) }',
+        opset=18, sizes=sizes,
+    )  # fmt: skip
+    model, outcome = after(proto, LayoutProof())
+    assert ops(model) == ["Resize"]
+    (skip,) = outcome.skips
+    assert skip.why == "it keeps the ratio of other sizes than height and width"
