@@ -118,7 +118,7 @@ def _is_elementwise(node: gs.Node) -> bool:
 
 def _spans(seen: Observer) -> bool:
     assert isinstance(seen, MinMax)
-    return seen.lo < seen.hi and not seen.nonfinite
+    return seen.lo < seen.hi
 
 
 def _points(seen: Observer) -> Floats:

@@ -6,7 +6,7 @@ from onnxq.model import from_proto
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.normalize import Normalize
 from onnxq.recipes import PREPARATION
-from tests.graphs import after, build, feeds, ops, run
+from tests.graphs import after, build, feeds, ops, quantize, run
 
 
 def test_a_branch_decided_beforehand_is_taken_and_its_layer_is_brought_out():
@@ -125,15 +125,17 @@ def test_an_input_that_is_an_output_keeps_its_name():
     assert [t.name for t in (*model.graph.inputs, *model.graph.outputs)] == ["x", "y", "x"]
 
 
-def test_what_a_layer_kept_float_becomes_a_part_of_is_kept_float():
+def test_what_a_layer_kept_float_becomes_a_part_of_is_kept_float(tmp_path):
     proto = build(
         "(float[2,3,6,6] x) => (float[] y) { k = Identity(w) a = Conv(x, k) "
-        "b = BatchNormalization(a, one, one, one, one) y = Relu(b) }",
-        w=(4, 3, 3, 3), one=np.ones(4, np.float32),
+        "b = BatchNormalization(a, one, one, one, one) y = Conv(b, v) }",
+        w=(4, 3, 3, 3), v=(2, 4, 3, 3), one=np.ones(4, np.float32),
     )  # fmt: skip
     model = from_proto(proto)
     model.kept_float = {"Conv_a": "as asked"}
     outcomes = pipeline.run(model, (CleanGraph(),), None)
     assert outcomes["clean-graph"].edits
-    (layer,) = (node.name for node in model.graph.nodes if node.op == "Conv")
+    layer, _ = (node.name for node in model.graph.nodes if node.op == "Conv")
     assert model.kept_float[layer] == "as asked"
+    report, _ = quantize(proto, tmp_path, keep_float=("Conv_a",))
+    assert list(report.why_float.values()) == ["kept by --keep-float Conv_a"]

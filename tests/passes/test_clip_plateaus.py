@@ -138,7 +138,7 @@ def test_an_output_of_the_model_stays():
 def test_what_a_body_reads_stays():
     nodes = (
         "m = ReduceMax<keepdims=0>(x) c = Greater(m, zero) s = HardSwish(a) k = If(c) "
-        "<then_branch = t () => (float[] u) { u = Neg(a) }, "
+        "<then_branch = t () => (float[] u) { u = Relu(a) }, "
         "else_branch = e () => (float[] z) { z = Abs(x) }> h = Add(s, s)"
     )
     outcome, _ = clipped(net(nodes))

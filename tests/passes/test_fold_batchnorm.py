@@ -166,6 +166,8 @@ NUMBERS = {
     "columns": np.linspace(0.5, 2, 6, dtype=np.float32),
     "deep": np.ones((1, 1, 4, 1, 1), np.float32),
     "inf": np.float32("inf"),
+    "width": np.linspace(1, 2, 4, dtype=np.float32),
+    "tower": np.full((1, 1, 1, 1, 1), 0.5, np.float32),
     "vast": np.float32(3e38),
 }
 
@@ -252,6 +254,8 @@ def test_a_chain_is_folded_from_both_ends():
         "a = Relu(x) b = Add(a, number) y = Conv<pads=[1,1,1,1]>(b, w)",
         "a = Relu(x) b = Mul(a, each) y = Conv(b, w)",
         "a = Conv(x, w) y = Mul(a, vast)",
+        "a = Conv(x, w) y = Mul(a, width)",
+        "a = Conv(x, w) y = Mul(a, tower)",
         "a = Conv(x, w) y = Mul(a, a)",
         "a = Conv(x, w) b = Mul(a, number) y = Add(a, b)",
         "a = Conv(x, w) y = Div(number, a)",
