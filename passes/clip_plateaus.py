@@ -61,8 +61,8 @@ class ClipPlateaus(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        cones = {name: cone for name, cone in _cones(model).items() if _spans(statistics[name])}
-        points = {name: _points(statistics[name]) for name in cones}
+        points = {name: _points(statistics[name]) for name in statistics}
+        cones = {name: cone for name, cone in _cones(model).items() if len(points[name])}
         results = _run(model, cones, points)
         for name, cone in cones.items():
             low, high = _plateaus([(results[name, t.name], part) for t, part in cone.ends])
@@ -116,14 +116,11 @@ def _is_elementwise(node: gs.Node) -> bool:
     return node.op in ELEMENTWISE and not node.domain
 
 
-def _spans(seen: Observer) -> bool:
-    assert isinstance(seen, MinMax)
-    return seen.lo < seen.hi
-
-
 def _points(seen: Observer) -> Floats:
+    """Values between the ends of a tensor, float32 (POINTS,); none if it has but one value."""
     assert isinstance(seen, MinMax)
-    return np.linspace(seen.lo, seen.hi, POINTS, dtype=np.float32)
+    count = POINTS if seen.lo < seen.hi else 0
+    return np.linspace(seen.lo, seen.hi, count, dtype=np.float32)
 
 
 def _run(

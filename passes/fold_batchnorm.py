@@ -49,12 +49,11 @@ class FoldBatchnorm(Pass):
         left: list[gs.Node] = []
         for node in model.graph.nodes:
             if node.op == "BatchNormalization":
-                if (why := model.kept_float.get(node.name) or _unusable(node)) is None:
-                    _remember(model, node)
-                elif self.last:
-                    outcome.skip(node.name, why)
-                if why is not None:
+                if (why := model.kept_float.get(node.name) or _unusable(node)) is not None:
+                    if self.last:
+                        outcome.skip(node.name, why)
                     continue
+                _remember(model, node)
             elif node.op not in ARITHMETIC or node.domain or node.name in model.kept_float:
                 continue
             layer = _layer_before(model, node)
