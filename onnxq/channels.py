@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.layers import Layer
 from onnxq.model import axes_of
-from onnxq.placement import factor, moved, pads_zeros
+from onnxq.placement import bounds, factor, moved, pads_zeros
 from onnxq.spec import Floats
 
 HOMOGENEOUS = {"Identity", "LeakyRelu", "PRelu", "Relu"}
@@ -94,9 +94,17 @@ def joined(node: gs.Node, found: Sequence[Channels | None]) -> Channels | None:
 def carrier(node: gs.Node) -> gs.Tensor | None:
     """The operand whose channels a node hands on, if it hands any on; None if there are two."""
     if node.op == "Mul" and factor(node) is None:
-        gates = [bool(t.inputs) and t.inputs[0].op in GATES for t in node.inputs]
-        return node.inputs[gates.index(False)] if sum(gates) == 1 else None
+        doors = [_openness(t.inputs[0]) if t.inputs else np.inf for t in node.inputs]
+        return node.inputs[int(np.argmax(doors))] if doors[0] != doors[1] else None
     return None if node.op == "PRelu" and node.inputs[1] is node.inputs[0] else moved(node)
+
+
+def _openness(node: gs.Node) -> float:
+    """How far the gate that a node makes opens; no end if it makes none."""
+    if node.op in GATES:
+        return 1.0
+    ends = bounds(node) if node.op == "Clip" else None
+    return np.inf if ends is None or ends[0] != 0.0 else float(ends[1])
 
 
 def passed(node: gs.Node, had: Channels) -> Channels | None:

@@ -186,6 +186,17 @@ class Layer:
         return Window(kernel, strides, dilations, auto if same else pads, self.groups)
 
     @property
+    def depthwise(self) -> bool:
+        """Whether each output channel has an input channel of its own."""
+        return 1 < self.groups == self.c_in == self.c_out
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether it only multiplies each channel by a number, and adds one: a norm is such."""
+        one = self.groups == self.c_in == self.c_out == math.prod(self.weight_tensor.shape)
+        return self.op == "Conv" and one and not pads(self.node)
+
+    @property
     def by_group(self) -> Floats:
         """The weight as (groups, c_out / groups, c_in / groups, taps), whatever the operator.
 

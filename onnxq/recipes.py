@@ -87,8 +87,8 @@ def build(
     """The recipe that flags describe, with passes of its own between the usual ones.
 
     ``exact`` stand behind the preparation, ``before`` and ``after`` around what quantizes, and
-    ``narrow`` behind all other exact ones, where activations have fewer than 8 bits. There, with
-    ``equalized``, activations are equalized before all that.
+    ``narrow`` behind all other exact ones, where activations have fewer than 8 bits. With
+    ``equalized``, activations that are rounded are equalized before all that.
 
     Levels that are not chosen are uniform or, with ``clusters`` and a width that has them, what the
     weights cluster to: a symmetric uniform grid leaves one of its 2^b codes unused.
@@ -119,9 +119,9 @@ def build(
         before = before if act_bits == "float" else (ClipPlateaus(), *before)
         if act_bits not in ("float", 8):
             expansion += narrow
-            if equalized:
-                widths = {"bits": act_bits, "weights": weights.bits}
-                before = (EqualizeActivations.of(widths), *before)
+        if equalized and act_bits != "float":
+            widths = {"bits": act_bits, "weights": weights.bits}
+            before = (EqualizeActivations.of(widths), *before)
         steps: tuple[Pass, ...] = (*PREPARATION, *exact, *expansion, *before, weights)
         if act_bits != "float":
             # Clipping pays only where levels are few.
@@ -158,7 +158,7 @@ NAMED: dict[str, tuple[str, Named]] = {
     ),
     "fast": (
         "as mse, with weights of up to 6 bits on the levels that they cluster to",
-        {"clusters": True, "weight_range": "mse", "act_range": "mse"},
+        {"clusters": True, "weight_range": "mse", "act_range": "mse", "equalized": True},
     ),
     "oaq": (
         "outlier-aware weight ranges, sigma searched for the least error of the weights",

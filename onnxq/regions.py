@@ -85,6 +85,7 @@ class Region:
         norms: Normalizations whose results they are.
         sinks: Layers that read them; of flattened ones, each is a block of input channels.
         between: Nodes that hand them on.
+        tensors: All that have them, and where.
         ceilings: Those of them that cut channels off.
         obstacles: Why factors must be 1, a clause each.
     """
@@ -95,6 +96,7 @@ class Region:
     norms: list[tuple[gs.Node, slice]] = field(default_factory=list)
     sinks: list[tuple[Layer, slice]] = field(default_factory=list)
     between: list[gs.Node] = field(default_factory=list)
+    tensors: list[tuple[gs.Tensor, Channels, slice]] = field(default_factory=list)
     ceilings: list[tuple[Ceiling, slice]] = field(default_factory=list)
     obstacles: list[tuple[str, slice]] = field(default_factory=list)
 
@@ -149,6 +151,11 @@ def regions(model: Model, ceilings: bool = False, norms: bool = False) -> list[R
         norms: Whether normalizations make channels, too; their regions come last.
     """
     return list(_Search(model, ceilings, norms))
+
+
+def located(model: Model) -> dict[str, Channels]:
+    """Where the tensors whose channels layers make have them, by name."""
+    return _Search(model, ceilings=True, norms=False).channels
 
 
 def unreached(model: Model, found: Sequence[Region]) -> Iterator[tuple[str, str]]:
@@ -294,6 +301,7 @@ class _Search:
             channels = self.channels[tensor.name]
             own = slice(at - first, at - first + channels.count)
             region.count = max(region.count, own.stop)
+            region.tensors.append((tensor, channels, own))
             maker = tensor.inputs[0]
             if (layer := self.ends.get(maker.name)) is not None:
                 region.sources.append((layer, own))

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.model import Model, is_number
 from onnxq.numerics.observe import MinMax, Observer
+from onnxq.numerics.plateaus import APART, POINTS, flat
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import without_products
 from onnxq.runtime import evaluate
@@ -25,9 +26,6 @@ ELEMENTWISE = {
     "Mish", "Mul", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh",
     "ThresholdedRelu",
 }  # fmt: skip
-POINTS = 4097
-# What integer nodes read differs from this part of its span on: a quarter of a step of 8 bits.
-APART = 1 / (4 * 255)
 # A plateau that is less than this part of a range is not worth a node.
 LEAST_GAIN = 0.02
 
@@ -157,9 +155,6 @@ def _plateaus(results: Sequence[tuple[Floats, float]]) -> tuple[int, int]:
     """
     if not all(np.isfinite(y).all() for y, _ in results):
         return 0, 0
-    found = []
-    for step in (1, -1):
-        far = [np.abs(y - y[::step][0]) > part * np.ptp(y) for y, part in results]
-        flat = max(0, int(np.argmax(np.any(far, axis=0)[::step])) - 1)
-        found.append(flat if flat > LEAST_GAIN * POINTS else 0)
-    return found[0], found[1]
+    ends = [min(int(flat(y[::step], part)) for y, part in results) for step in (1, -1)]
+    low, high = (end if end > LEAST_GAIN * POINTS else 0 for end in ends)
+    return low, high

@@ -37,7 +37,8 @@ class QuantizeActivations(Pass):
 
     Attributes:
         bits: Of what layers read, 2 to 8; what nothing but additions, products with other
-            activations and pools read has 8, which costs nothing.
+            activations or with a number for each channel, and pools read has 8, which costs
+            nothing.
         first_last_bits: At least these for what the first layers and the last layers read.
         range: How the range is chosen from the calibration data.
         attention: Products of two activations run on integers, too. That costs accuracy and pays,
@@ -155,9 +156,10 @@ def _ends(model: Model, placement: Placement) -> set[str]:
 
 
 def _read_by_layers(model: Model, placement: Placement) -> set[str]:
-    """Tensors on a grid of their own whose codes a layer multiplies."""
-    nodes = (n for n in model.graph.nodes if n.name in placement.integer and n.op in WEIGHTED)
-    return {root_of(tensor, placement)[0] for node in nodes for tensor in data_inputs(node)}
+    """Tensors on a grid of their own whose codes a layer mixes."""
+    nodes = [n for n in model.graph.nodes if n.name in placement.integer and n.op in WEIGHTED]
+    mixing = (n for n in nodes if (layer := layer_of(n)) is None or not layer.by_channel)
+    return {root_of(tensor, placement)[0] for node in mixing for tensor in data_inputs(node)}
 
 
 def _layer_inputs(model: Model, placement: Placement) -> dict[str, LayerInput]:

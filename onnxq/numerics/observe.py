@@ -196,6 +196,42 @@ class RowSample:
         self._keys[slots], self._places[slots] = keys[new], places[new]
 
 
+class ChannelSample(RowSample):
+    """A sample of pixels or rows, and below it the least and the largest value of each channel.
+
+    Few of many values tell little about how far they reach.
+    """
+
+    def __init__(self, window: Window | None, size: int) -> None:
+        super().__init__(window, 1, size)
+        self._ends = np.array([[math.inf], [-math.inf]], np.float32).repeat(size, axis=1)
+
+    @property
+    def rows(self) -> Floats:
+        """float32 (1, n, size)."""
+        rows = super().rows
+        return np.concatenate([rows, self._ends[None]], axis=1) if rows.size else rows
+
+    def update(self, x: Floats) -> None:
+        """Fold one batch in."""
+        super().update(x)
+        if x.size:
+            channels = np.moveaxis(x, -1 if self._window is None else 1, 0)
+            channels = channels.reshape(len(channels), -1)
+            self._extend(np.stack([channels.min(axis=1), channels.max(axis=1)]))
+
+    def merge(self, other: RowSample) -> None:
+        """Fold another sample in."""
+        if not isinstance(other, ChannelSample):
+            raise TypeError("a sample of channels merges with one")
+        super().merge(other)
+        self._extend(other._ends)
+
+    def _extend(self, ends: Floats) -> None:
+        self._ends[0] = np.minimum(self._ends[0], ends[0])
+        self._ends[1] = np.maximum(self._ends[1], ends[1])
+
+
 def _mixed(places: Ints) -> Array:
     """Pseudorandom uint64 of integers: SplitMix64 (Steele, Lea and Flood 2014)."""
     z = (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

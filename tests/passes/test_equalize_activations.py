@@ -8,6 +8,7 @@ from onnxq import pipeline, recipes
 from onnxq.layers import layers
 from onnxq.model import from_proto
 from onnxq.passes.equalize_activations import EqualizeActivations
+from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.regions import regions
 from tests.graphs import build, feeds, ops, quantize, run
@@ -28,7 +29,8 @@ WEIGHTS = {
     "w2": normal(5, 8, 1, 1), "w3": normal(8, 8, 3, 3), "depth": (8, 1, 3, 3), "flat": (288, 5),
     "wide": (5, 16, 1, 1), "zero": np.float32(0), "six": np.float32(6),
     "even": normal(8, 4, 3, 3), "gain": UNEVEN, "offset": 0.1 * UNEVEN, "last": normal(8, 5),
-    "w0": normal(6, 8),
+    "w0": normal(6, 8), "three": np.float32(3), "small": normal(3, 8, 1, 1),
+    "large": normal(8, 3, 1, 1),
 }  # fmt: skip
 
 
@@ -67,6 +69,17 @@ def test_the_function_stays_and_channels_come_together(nodes):
         run(m, values, taps=["r"])["r"].max(axis=(0, 2, 3)) for m in (proto, model.to_proto())
     )
     assert np.ptp(np.log(found)) < 0.6 * np.ptp(np.log(before))
+
+
+def test_layers_are_written_only_for_much_less_noise():
+    nodes = "b = Conv<pads=[1,1,1,1]>(x, even) h = HardSwish(b) y = Conv<pads=[1,1,1,1]>(h, w3)"
+    proto = build(f"{HEAD} {{ {nodes} }}", **WEIGHTS)
+    model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    samples = [feeds(proto, seed) for seed in range(4)]
+    steps = (ExpandHardActivations(), EqualizeActivations(bits=8, weights=8))
+    outcome = pipeline.run(model, steps, calibration(samples))["equalize-activations"]
+    assert not outcome.edits
+    assert "Add" in ops(model)
 
 
 def test_what_factors_cannot_cross_is_left_alone_with_the_reason():
@@ -206,10 +219,14 @@ def test_ceilings_beyond_the_grid_are_one_clip_of_codes(tmp_path):
     assert report.kernels.operators.keys() & {"Min", "Clip"} == {"Clip"}
 
 
-@pytest.mark.parametrize(("act_bits", "there"), [(4, True), (7, True), (8, False)])
+@pytest.mark.parametrize("act_bits", [4, 7, 8])
 @pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
-def test_recipes_have_it_where_activations_are_narrow(quality, act_bits, there):
+def test_recipes_have_it_where_activations_are_rounded(quality, act_bits):
     recipe = recipes.plan(quality, bits=3, act_bits=act_bits, calibrated=True)
     found = [step for step in recipe.passes if isinstance(step, EqualizeActivations)]
-    expected = [EqualizeActivations(bits=act_bits, weights=3)] if there else []
-    assert found == (expected if quality != "fast" else [])
+    assert found == [EqualizeActivations(bits=act_bits, weights=3)]
+
+
+def test_recipes_do_without_where_activations_are_floats():
+    recipe = recipes.plan("balanced", bits=3, act_bits="float", calibrated=True)
+    assert not any(isinstance(step, EqualizeActivations) for step in recipe.passes)
