@@ -90,7 +90,7 @@ class Gridded:
         for tensor, channels, own in region.tensors:
             if (gate := self._gates.get(tensor.name)) is not None and tensor.name in samples:
                 rows = _rows(samples[tensor.name], channels.count)
-                floor = np.float32(np.min(_floors(gate, rows) / s[own]))
+                floor = np.asarray(np.min(_floors(gate, rows) / s[own]), np.float32)
                 if floor > np.min(rows.min(axis=0) / s[own]):
                     cut = model.variable(f"{tensor.name}_cut")
                     model.redirect(tensor, cut)

@@ -22,7 +22,8 @@ def unlockable(model: Model) -> dict[str, Channels]:
 
     Behind a sum only a layer in its place tells where channels are: one after the other is tried.
     """
-    trial, found = model.clone(), {}
+    trial = model.clone()
+    found: dict[str, Channels] = {}
     integer = without_products(model).integer
     left = {n.name for n in model.graph.nodes if n.name in integer and _opens(n)}
     while left:

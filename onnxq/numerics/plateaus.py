@@ -19,4 +19,4 @@ def flat(y: Floats, part: float) -> Ints:
         part: Of its span that makes a difference.
     """
     far = np.abs(y - y[:1]) > part * np.ptp(y, axis=0)
-    return np.maximum(np.argmax(far, axis=0) - 1, 0)
+    return np.asarray(np.maximum(np.argmax(far, axis=0) - 1, 0))

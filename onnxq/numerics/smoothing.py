@@ -190,7 +190,7 @@ def _least(
 
 def _rounded(reads: Sequence[Read], steps: Floats, grids: Sequence[Grid]) -> list[Floats]:
     """P_i n_i of each tensor at every step of its grid, float64 (channels, steps)."""
-    results = []
+    results: list[Floats] = []
     for read, grid in zip(reads, grids, strict=True):
         found = np.zeros(steps.shape)
         results.append(found)
