@@ -115,8 +115,8 @@ def passed(node: gs.Node, had: Channels) -> Channels | None:
     if node.op == "Transpose":
         order = node.attrs.get("perm", [])
         return had if had.form == "tokens" and order and order[-1] == len(order) - 1 else None
-    if node.op == "Mul":  # with a gate, which may have more pixels
-        return None if had.form == "pooled" else had
+    if node.op == "Mul":  # with a gate, which may have more pixels, or more channels than one
+        return None if had.form == "pooled" or had.count == 1 else had
     if node.op == "Resize":
         scales = node.inputs[2] if len(node.inputs) == 3 else None
         apart = isinstance(scales, gs.Constant) and np.all(scales.values[:2] == 1.0)

@@ -35,7 +35,7 @@ class Gate:
         """The gate, float64 of the shape of x."""
         inner = self.slope * x.astype(np.float64) + self.offset
         if self.function.op == "Sigmoid":
-            return np.asarray(1.0 / (1.0 + np.exp(-inner)))
+            return np.asarray(0.5 + 0.5 * np.tanh(0.5 * inner))  # which does not overflow
         return np.clip(inner, *self._ends)
 
     def derivative(self, x: Floats) -> Floats:
@@ -49,7 +49,7 @@ class Gate:
     def floors(self, lo: Floats, hi: Floats) -> Floats:
         """Below which x, (channels,), the product is nearly the same down to ``lo``."""
         x = np.linspace(lo, hi, plateaus.POINTS)
-        last = plateaus.flat(x * self.opened(x), plateaus.APART)
+        last = plateaus.flat([(x * self.opened(x), plateaus.APART)])
         return np.asarray(np.take_along_axis(x, last[None], axis=0)[0])
 
     @property

@@ -6,7 +6,7 @@ depthwise layer does not mix channels: it passes noise on to those behind it. A 
 leaves little of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -25,6 +25,24 @@ from onnxq.spec import Floats
 MEANS = {"GlobalAveragePool", "ReduceMean"}
 
 
+def observers(model: Model, found: Iterable[Region]) -> dict[str, Observer]:
+    """A sample of every tensor that layers read, or that is rounded and can take factors.
+
+    Args:
+        model: Its nodes are sorted.
+        found: Regions of it.
+    """
+    placement = without_products(model)
+    samples: dict[str, Observer] = {}
+    for region in found:
+        sizes = {layer.data.name: layer.c_in for layer, _ in _mixing(region)}
+        for tensor, channels, _ in _tensors(region, placement):
+            n = channels.rank - 2
+            pixel = Window((1,) * n, (1,) * n, (1,) * n, (0,) * 2 * n) if n > 0 else None
+            samples[tensor.name] = ChannelSample(pixel, sizes.get(tensor.name, channels.count))
+    return samples
+
+
 class Gridded:
     """The tensors of regions that layers read or that have a grid of their own.
 
@@ -32,117 +50,114 @@ class Gridded:
         model: Its nodes are sorted.
         found: Regions of it.
         gates: Of its tensors.
+        samples: What ``observers`` of that became.
     """
 
-    def __init__(self, model: Model, found: Iterable[Region], gates: Iterable[Gate]) -> None:
-        self._regions = list(found)
-        self._placement: Placement = without_products(model)
-        self._order = {node.name: i for i, node in enumerate(model.graph.nodes)}
-        self._gates: dict[str, Gate] = {gate.data.name: gate for gate in gates}
-
-    def observers(self) -> dict[str, Observer]:
-        """A sample of every tensor that layers read, or that is rounded and can take factors."""
-        found: dict[str, Observer] = {}
-        for region in self._regions:
-            sizes = {layer.data.name: layer.c_in for layer, _ in _mixing(region)}
-            for tensor, channels, _ in self._tensors(region):
-                n = channels.rank - 2
-                pixel = Window((1,) * n, (1,) * n, (1,) * n, (0,) * 2 * n) if n > 0 else None
-                size = sizes.get(tensor.name, channels.count)
-                found[tensor.name] = ChannelSample(pixel, size)
-        return found
-
-    def reads(
+    def __init__(
         self,
-        region: Region,
+        model: Model,
+        found: Sequence[Region],
+        gates: Iterable[Gate],
         samples: Mapping[str, Observer],
-        powers: Mapping[str, Floats],
-        bits: int,
-    ) -> list[Read]:
+    ) -> None:
+        self._samples, self._placement = samples, without_products(model)
+        self._gates = {gate.data.name: gate for gate in gates}
+        sinks = [sink for region in found for sink in _mixing(region)]
+        # Power of weights relative to that of what their layer returns, (channels,).
+        self._relative = {layer.name: self._of_signal(layer, own) for layer, own in sinks}
+        self._powers = self._reached(model, found)
+
+    def reads(self, region: Region, bits: int) -> list[Read]:
         """The tensors of a region as ``smoothing.factors`` wants them.
 
         Args:
             region: One of the regions.
-            samples: What ``observers`` became.
-            powers: See ``powers``.
             bits: Of what layers read.
         """
         layers: dict[str, list[tuple[int, Floats]]] = {}
-        for layer, own in _mixing(region):
-            power = _relative(layer, own, samples)
+        for layer, _ in _mixing(region):
+            power = self._relative[layer.name]
             layers.setdefault(layer.data.name, []).append((layer.groups, power))
-        found = []
-        for tensor, channels, own in self._tensors(region):
-            rows, slopes = _rows(samples[tensor.name], channels.count), None
-            if (gate := self._gates.get(tensor.name)) is not None and rows.size:
+        roots, found = set(self._placement.roots), []
+        for tensor, channels, own in _tensors(region, self._placement):
+            rows, slopes = self._rows(tensor, channels.count), None
+            if (gate := self._gate(tensor, rows)) is not None:
                 rows = np.maximum(rows, _floors(gate, rows).astype(np.float32))
                 slopes = gate.derivative(rows).astype(np.float32)
-            rounded = root_of(tensor, self._placement)[0] in self._placement.roots
+            power = self._powers[tensor.name] * (root_of(tensor, self._placement)[0] in roots)
             read = layers.get(tensor.name, [])
-            width = bits if read else 8
-            found.append(Read(own, rows, width, powers[tensor.name] * rounded, read, slopes))
+            found.append(Read(own, rows, bits if read else 8, power, read, slopes))
         return found
 
-    def cut_off(
-        self, model: Model, region: Region, s: Floats, samples: Mapping[str, Observer]
-    ) -> None:
+    def cut_off(self, model: Model, region: Region, s: Floats) -> None:
         """Cut off what gates shut out of tensors that were divided by s, (channels,)."""
         for tensor, channels, own in region.tensors:
-            if (gate := self._gates.get(tensor.name)) is not None and tensor.name in samples:
-                rows = _rows(samples[tensor.name], channels.count)
+            if tensor.name not in self._gates or tensor.name not in self._samples:
+                continue
+            rows = self._rows(tensor, channels.count)
+            if (gate := self._gate(tensor, rows)) is not None:
                 floor = np.asarray(np.min(_floors(gate, rows) / s[own]), np.float32)
                 if floor > np.min(rows.min(axis=0) / s[own]):
                     cut = model.variable(f"{tensor.name}_cut")
                     model.redirect(tensor, cut)
                     model.add("Clip", [tensor, model.constant(f"{tensor.name}_floor", floor)], cut)
 
-    def powers(self, samples: Mapping[str, Observer]) -> dict[str, Floats]:
+    def _reached(self, model: Model, found: Sequence[Region]) -> dict[str, Floats]:
         """What noise in the channels of each tensor is weighed with, float64 (channels,)."""
-        found: dict[str, Floats] = {}
-        places = [(t, own, region) for region in self._regions for t, _, own in region.tensors]
+        order = {node.name: i for i, node in enumerate(model.graph.nodes)}
+        places = [(tensor, own, region) for region in found for tensor, _, own in region.tensors]
         spans = {(region.name, tensor.name): own for tensor, own, region in places}
-        for tensor, own, region in sorted(places, key=self._depth, reverse=True):
+        powers: dict[str, Floats] = {}
+        for tensor, own, region in sorted(places, key=lambda p: -order[p[0].inputs[0].name]):
             total = np.zeros(region.count)
             for layer, reads in region.sinks:
                 if layer.data is tensor:
-                    later = found.get(layer.output.name, np.zeros(layer.c_out))
+                    later = powers.get(layer.output.name, np.zeros(layer.c_out))
                     if layer.by_channel or (layer.depthwise and later.any()):
                         total[reads] += _power(layer, reads) * later
                     else:
-                        total[reads] += _relative(layer, reads, samples)
+                        total[reads] += self._relative[layer.name]
             for node in tensor.outputs:
                 result = node.outputs[0].name
                 if (region.name, result) in spans and node.op not in MEANS:
-                    later = np.zeros(region.count)
-                    later[spans[region.name, result]] = found[result]
-                    total += later
-            found[tensor.name] = total[own]
-        return found
+                    total[spans[region.name, result]] += powers[result]
+            powers[tensor.name] = total[own]
+        return powers
 
-    def _depth(self, place: tuple[gs.Tensor, slice, Region]) -> int:
-        return self._order[place[0].inputs[0].name]
+    def _of_signal(self, layer: Layer, own: slice) -> Floats:
+        power, rows = _power(layer, own), self._rows(layer.data, own.stop - own.start)
+        signal = power @ np.square(rows, dtype=np.float64).mean(axis=0) if rows.size else 0.0
+        return power / signal if 0.0 < signal < np.inf else power
 
-    def _tensors(self, region: Region) -> list[tuple[gs.Tensor, Channels, slice]]:
-        read = {layer.data.name for layer, _ in _mixing(region)}
-        roots = set(self._placement.roots) if region.free.any() else set()
-        roots -= {root_of(layer.data, self._placement)[0] for layer, _ in _mixing(region)}
-        return [
-            (tensor, channels, own)
-            for tensor, channels, own in region.tensors
-            if tensor.name in read or (tensor.name in roots and channels.form != "flat")
-        ]
+    def _rows(self, tensor: gs.Tensor, count: int) -> Floats:
+        """A sample as (n, channels): those of a flattened channel are below each other."""
+        sample = self._samples[tensor.name]
+        assert isinstance(sample, ChannelSample)
+        (rows,) = sample.rows
+        blocks = rows.reshape(len(rows), count, rows.shape[1] // count)
+        return np.asarray(blocks.swapaxes(1, 2).reshape(-1, count))
+
+    def _gate(self, tensor: gs.Tensor, rows: Floats) -> Gate | None:
+        """The gate of a tensor, where something is known of its values."""
+        known = rows.size > 0 and bool(np.isfinite(rows).all())
+        return self._gates.get(tensor.name) if known else None
+
+
+def _tensors(region: Region, placement: Placement) -> list[tuple[gs.Tensor, Channels, slice]]:
+    """What layers read, and if the region can take factors, all else with a grid of its own."""
+    read = {layer.data.name for layer, _ in _mixing(region)}
+    roots = set(placement.roots) if region.free.any() else set()
+    roots -= {root_of(layer.data, placement)[0] for layer, _ in _mixing(region)}
+    return [
+        (tensor, channels, own)
+        for tensor, channels, own in region.tensors
+        if tensor.name in read or (tensor.name in roots and channels.form != "flat")
+    ]
 
 
 def _mixing(region: Region) -> list[tuple[Layer, slice]]:
     """The sinks that do more than multiply channels."""
     return [(layer, own) for layer, own in region.sinks if not layer.by_channel]
-
-
-def _relative(layer: Layer, own: slice, samples: Mapping[str, Observer]) -> Floats:
-    """Power of a layer's weights relative to that of what it returns, float64 (channels,)."""
-    power, rows = _power(layer, own), _rows(samples[layer.data.name], own.stop - own.start)
-    signal = power @ np.square(rows, dtype=np.float64).mean(axis=0) if rows.size else 0.0
-    return power / signal if 0.0 < signal < np.inf else power
 
 
 def _power(layer: Layer, own: slice) -> Floats:
@@ -154,11 +169,3 @@ def _power(layer: Layer, own: slice) -> Floats:
 def _floors(gate: Gate, rows: Floats) -> Floats:
     """The values, (channels,), that what opens its own gate need not go below."""
     return gate.floors(rows.min(axis=0), rows.max(axis=0))
-
-
-def _rows(sample: Observer, count: int) -> Floats:
-    """A sample as (n, channels): those of a flattened channel are below each other."""
-    assert isinstance(sample, ChannelSample)
-    (rows,) = sample.rows
-    blocks = rows.reshape(len(rows), count, rows.shape[1] // count)
-    return np.asarray(blocks.swapaxes(1, 2).reshape(-1, count))

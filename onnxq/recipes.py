@@ -158,7 +158,7 @@ NAMED: dict[str, tuple[str, Named]] = {
     ),
     "fast": (
         "as mse, with weights of up to 6 bits on the levels that they cluster to",
-        {"clusters": True, "weight_range": "mse", "act_range": "mse", "equalized": True},
+        {"clusters": True, "weight_range": "mse", "act_range": "mse"},
     ),
     "oaq": (
         "outlier-aware weight ranges, sigma searched for the least error of the weights",

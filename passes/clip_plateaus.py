@@ -155,6 +155,6 @@ def _plateaus(results: Sequence[tuple[Floats, float]]) -> tuple[int, int]:
     """
     if not all(np.isfinite(y).all() for y, _ in results):
         return 0, 0
-    ends = [min(int(flat(y[::step], part)) for y, part in results) for step in (1, -1)]
+    ends = [int(flat([(y[::step], part) for y, part in results])) for step in (1, -1)]
     low, high = (end if end > LEAST_GAIN * POINTS else 0 for end in ends)
     return low, high

@@ -1,4 +1,6 @@
-"""Where a function of one number, seen at points in order, begins to move."""
+"""Where functions of one number, seen at points in order, begin to move."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,14 +11,14 @@ POINTS = 4097
 APART = 1 / (4 * 255)
 
 
-def flat(y: Floats, part: float) -> Ints:
-    """Index of the last point up to which a function stays where it begins, int64 (...,).
+def flat(functions: Sequence[tuple[Floats, float]]) -> Ints:
+    """Index of the last point up to which all functions stay where they begin, int64 (...,).
 
-    0 where it never moves, or at once.
+    0 where none ever moves, or one at once.
 
     Args:
-        y: Its values, (points, ...).
-        part: Of its span that makes a difference.
+        functions: Of each its values, (points, ...), and the part of its span that makes a
+            difference.
     """
-    far = np.abs(y - y[:1]) > part * np.ptp(y, axis=0)
+    far = np.any([np.abs(y - y[:1]) > part * np.ptp(y, axis=0) for y, part in functions], axis=0)
     return np.asarray(np.maximum(np.argmax(far, axis=0) - 1, 0))

@@ -40,7 +40,7 @@ WEIGHED = np.exp2(np.arange(-6, 7))
 LEFT = 0.2
 # Where 8 bits round, what lies beyond the values seen errs more than rounding. On one grid narrow
 # channels have room for it; of that they keep some with factors s^SHARE. Of 0.5, 0.7, 0.85 and 1,
-# on nine networks, none is best everywhere; 1 is worst where calibration data are few.
+# on seven networks, none is best everywhere; 1 is worst where calibration data are few.
 SHARE = 0.7
 # Values in a row of blocks that fit a processor's cache.
 BLOCK = 1 << 16

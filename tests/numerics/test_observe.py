@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxq.numerics import observe
-from onnxq.numerics.observe import BINS, ChannelMoments, Histogram, LayerInput, MinMax, RowSample
+from onnxq.numerics.observe import (
+    BINS,
+    ChannelMoments,
+    ChannelSample,
+    Histogram,
+    LayerInput,
+    MinMax,
+    RowSample,
+)
 from onnxq.numerics.unfold import Window
 
 # Ordinary values and edges of bins beside the extremes of float32, subnormals included.
@@ -223,3 +231,26 @@ def test_what_layers_read_is_its_histogram_and_their_rows() -> None:
     assert one.samples[WINDOW].rows.shape == both.samples[WINDOW].rows.shape == (2, 36, 12)
     with pytest.raises(TypeError, match="the input of layers merges with the input of layers"):
         one.merge(seen(x))
+
+
+@pytest.mark.parametrize("window", [Window((1, 1), (1, 1), (1, 1), (0,) * 4), None])
+def test_a_sample_of_channels_ends_with_their_ends(window):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 3, 16, 16)).astype(np.float32)
+    rows = np.moveaxis(x, 1, -1)
+    batches = np.split(x if window else rows, 4)
+    samples = [ChannelSample(window, 3) for _ in range(3)]
+    for batch in batches:
+        samples[0].update(batch)
+    for sample, part in zip(samples[1:], (batches[:2], batches[2:]), strict=True):
+        for batch in part:
+            sample.update(batch)
+    samples[1].merge(samples[2])
+    for sample in samples[:2]:
+        assert sample.rows.shape == (1, observe.ROWS + 2, 3)
+        np.testing.assert_array_equal(
+            sample.rows[0, -2:], [rows.min((0, 1, 2)), rows.max((0, 1, 2))]
+        )
+    assert ChannelSample(window, 3).rows.size == 0
+    with pytest.raises(TypeError):
+        samples[0].merge(RowSample(window, 1, 3))

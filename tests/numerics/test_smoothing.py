@@ -210,3 +210,35 @@ def test_the_noise_of_weights_falls_fourfold_with_every_bit():
         levels = np.bincount(at, w, 2**5) / np.bincount(at, minlength=2**5)
     error = np.mean((w - levels[at]) ** 2)
     assert smoothing.weight_noise(5) / smoothing.LEFT == pytest.approx(error, rel=0.1)
+
+
+def test_at_8_bits_narrow_channels_keep_a_part_of_their_room():
+    spread = np.array([0.01, 1, 5, 40])
+    x = (sample([1.0]) * spread).astype(np.float32)
+    whole, _ = smoothing.factors([read(x, np.ones(4), bits=7)], everywhere(x), 0.0)
+    part, ratio = smoothing.factors([read(x, np.ones(4), bits=8)], everywhere(x), 0.0)
+    np.testing.assert_allclose(whole / whole[0], spread / spread[0], rtol=STEP - 1)
+    np.testing.assert_allclose(part, whole**smoothing.SHARE, rtol=STEP - 1)
+    assert ratio == pytest.approx(
+        total(x, np.ones(4), part, 8, 0.0) / total(x, np.ones(4), np.ones(4), 8, 0.0), rel=0.05
+    )
+
+
+def test_errors_count_as_far_as_something_is_left_of_them():
+    x, power = sample([1.0, 1.0], rectified=False), np.ones(2)
+    slopes = np.stack([x[:, 0] > 0, x[:, 1] < 9], axis=1).astype(np.float32)
+    all_ = Read(slice(0, 2), x, 4, power)
+    half = Read(slice(0, 2), x, 4, power, slopes=slopes)
+    grids = smoothing._grids([all_], 2)[1]
+    steps = np.full((2, 1), 0.5)
+    ((whole,), (part,)) = (smoothing._rounded([r], steps, grids) for r in (all_, half))
+    assert part[1] == whole[1]
+    assert part[0, 0] < 0.7 * whole[0, 0]
+
+
+def test_a_tensor_with_more_bits_has_less_to_win():
+    x, power = sample([0.1, 1.0, 7.0]), np.ones(3)
+    coarse, fine = (Read(slice(0, 3), x, bits, power, [(1, power)]) for bits in (4, 8))
+    (a,), (b,) = (smoothing._grids([r], 3)[1] for r in (coarse, fine))
+    assert a.step == pytest.approx(17 * b.step)
+    assert (a.high - a.low, b.high - b.low) == (15, 255)

@@ -96,6 +96,14 @@ def test_the_widest_of_several_functions_decides():
     assert high is None
 
 
+def test_a_function_that_never_moves_has_no_say():
+    _, (low, high) = clipped(
+        net("s = Clip(a, far) k = Conv<pads=[1,1,1,1]>(s, v) t = HardSwish(a) h = Add(k, t)")
+    )
+    assert -3.1 < low <= -2.9
+    assert high is None
+
+
 @pytest.mark.parametrize("nodes", NOWHERE.values(), ids=NOWHERE)
 def test_what_something_still_reads_stays(nodes):
     outcome, ends = clipped(net(nodes))

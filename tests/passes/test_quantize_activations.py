@@ -36,6 +36,17 @@ def test_what_the_first_and_the_last_layers_read_keeps_more_bits(tmp_path, ends)
     assert len(kernels.integer) == 5
 
 
+def test_what_a_number_of_each_channel_multiplies_keeps_8_bits(tmp_path):
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y) { a = Conv(x, w) r = Relu(a) n = Conv<group=4>(r, g, b) "
+        "l = Relu(n) d = Conv<group=4>(l, t) m = Relu(d) y = Conv(m, v) }",
+        w=(4, 3, 3, 3), g=(4, 1, 1, 1), b=(4,), t=(4, 1, 3, 3), v=(5, 4, 1, 1),
+    )  # fmt: skip
+    _, file = quantize(proto, tmp_path, act_bits=4, first_last_bits=2)
+    found, _ = inspect(load(file), file)
+    assert [layer.act_bits for layer in found] == [4, 8, 4, 4]
+
+
 # -- ranges tuned on what layers return -----------------------------------------------------------
 
 
