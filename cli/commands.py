@@ -111,6 +111,12 @@ from onnxq.validation import validate as run_validate
 @click.option("--validate", "validate_on", type=FILE, help="Compare both models on these data.")
 @labels_option
 @max_drop_option
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Layers that hurt most get 8 bits or floats until all outputs have this SQNR.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(
     "--checkpoint", type=WRITTEN, help="Where training keeps its state; a killed run goes on there."

@@ -4,15 +4,16 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
 from onnxq.data import Data, Images, Samples, first_batch, open_samples, thinned
 from onnxq.errors import InputError, PassError, UnsupportedModel, UsageError
 from onnxq.evaluate import EVIDENCE, compare
+from onnxq.exactness import largest_change
 from onnxq.files import (
     check_apart,
     check_checkpoint,
@@ -25,21 +26,18 @@ from onnxq.layers import WEIGHTED
 from onnxq.layerwise import layer_errors
 from onnxq.model import INLINE_LIMIT, Model, load
 from onnxq.pipeline import LearnedPass, Outcome, Pass, run
+from onnxq.precision import Fit, fit
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess, resolve
 from onnxq.progress import Progress, silent
 from onnxq.protos import check_file, check_proto, file_size, model_files
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import plan
 from onnxq.report import Report
-from onnxq.runtime import Feeds, Session, random_feeds
+from onnxq.runtime import Session
 from onnxq.storage import OLDEST, newest_opset
 
 # Samples behind the figures of every layer that every conversion prints.
 LAYER_EVIDENCE = 8
-# Change of a float output, relative to its largest value, that reordered rounding explains.
-TOLERANCE, TOLERANCE_HALF = 1e-3, 2e-2
-# Times what onnxruntime's optimizations change, which the exact passes may change in any case.
-MAGNIFIED = 20.0
 NOT_VERIFIED = "not verified: the model does not run on random inputs; give --calib"
 # What onnx's checker says of an output without a shape, which onnxruntime does without.
 SHAPELESS = "Field 'shape' of 'type' is required but missing"
@@ -71,6 +69,7 @@ def convert(
     validate: Data | None = None,
     labels: str | Path = "auto",
     max_drop: float | None = None,
+    min_sqnr: float | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     force: bool = False,
@@ -103,6 +102,8 @@ def convert(
         validate: Data to compare both models on.
         labels: ``auto``, ``none`` or a CSV file, for ``validate``.
         max_drop: Gate on the points lost there; the file is written all the same.
+        min_sqnr: Layers that hurt most get 8 bits or compute in floats until all outputs have this
+            SQNR in dB, on calibration samples held out; the file is written all the same.
         seed: Of the draw, and of what training draws.
         checkpoint: Where training keeps its state, to go on from.
         force: Replace an existing output.
@@ -134,6 +135,10 @@ def convert(
         raise UsageError("--max-drop is not a number")
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise UsageError("--min-sqnr is not a number of decibels")
+    if min_sqnr is not None and calib is None:
+        raise UsageError("--min-sqnr needs --calib: there is nothing to measure noise on")
     if str(labels) not in ("auto", "none") and validate is None:
         raise UsageError("--labels needs --validate: they label its images")
     if checkpoint is not None and not any(isinstance(p, LearnedPass) for p in chosen.lossy):
@@ -172,13 +177,14 @@ def convert(
         report.difference = largest_change(original, model, sample)
         if report.difference is None:
             report.notes.append(NOT_VERIFIED)
-    reference, quantized, outcomes = quantize(model, chosen, calibration, preprocessing, origin)
-    report.outcomes |= outcomes
-    report.notes += quantized.notes
+    done = quantize(model, chosen, calibration, preprocessing, origin, min_sqnr)
+    report.outcomes |= done.outcomes
+    report.notes += done.model.notes
+    report.fit = done.fit
     _describe(report, calibration, seed, preprocessing, origin)
 
     with restored_on_failure(target):
-        quantized.save(target, force)
+        done.model.save(target, force)
         written = _reload(target, source, report)
         report.bytes = file_size(target)
         if original is not None:
@@ -187,7 +193,9 @@ def convert(
             report.why_float = {
                 name: _reason(name, report, chosen) for name in report.kernels.floating
             } | unquantized(written)
-            _gather_evidence(report, original, reference, written, calibration, judge, progress)
+            _gather_evidence(
+                report, original, done.reference, written, calibration, judge, progress
+            )
     return report
 
 
@@ -216,18 +224,32 @@ def prepare(model: Model, recipe: Recipe) -> dict[str, Outcome]:
     return outcomes
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model, and how it came about.
+
+    Attributes:
+        model: The quantized model.
+        reference: The float model as it was when quantization began; tensors compare by name.
+        outcomes: What each pass did, by its name.
+        fit: Where the recipe rounds less, and what that reached, if an SQNR was asked for.
+    """
+
+    model: Model
+    reference: Model
+    outcomes: dict[str, Outcome]
+    fit: Fit | None
+
+
 def quantize(
     prepared: Model,
     recipe: Recipe,
     calibration: Calibration | None,
     preprocess: Preprocess,
     origin: str,
-) -> tuple[Model, Model, dict[str, Outcome]]:
+    min_sqnr: float | None = None,
+) -> Quantized:
     """A quantized copy of a prepared model, which says how it was made.
-
-    Returns:
-        The float model as it was when quantization began, whose tensors compare with the quantized
-        one's; the quantized one; what each pass did.
 
     Args:
         prepared: What ``prepare`` left; it is not edited.
@@ -235,16 +257,20 @@ def quantize(
         calibration: The data; None for the weights alone.
         preprocess: How images are read.
         origin: Where that was found.
+        min_sqnr: Of all outputs, in dB; needs data.
 
     Raises:
         UnsupportedModel: There is nothing to quantize.
         CalibrationError: The samples do not fit the model, or are missing.
         PassError: A pass failed.
     """
-    reference = prepared.clone()
+    reference, found = prepared.clone(), None
     outcomes = run(reference, recipe.lossy[: recipe.first_integer], calibration)
-    model, found = _planned(reference, recipe.lossy[recipe.first_integer :], calibration)
-    outcomes |= found
+    if min_sqnr is not None and calibration is not None:
+        trial = partial(_trial, reference, calibration)
+        samples, progress = calibration.samples, calibration.progress
+        recipe, found = fit(reference, recipe, trial, samples, min_sqnr, progress)
+    model, lossy = _planned(reference, recipe.lossy[recipe.first_integer :], calibration)
     if not model.weights:
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.metadata["onnxq.version"] = __version__
@@ -253,7 +279,13 @@ def quantize(
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     if calibration is not None and calibration.count:
         model.metadata["onnxq.calibration"] = calibration.digest
-    return reference, model, outcomes
+    return Quantized(model, reference, outcomes | lossy, found)
+
+
+def _trial(reference: Model, calibration: Calibration, recipe: Recipe, samples: Samples) -> Model:
+    """What a recipe makes of some of the samples, without training."""
+    some = Calibration(samples, calibration.preprocess, calibration.progress)
+    return _planned(reference, recipe.untrained.lossy[recipe.first_integer :], some)[0]
 
 
 def _planned(
@@ -333,62 +365,6 @@ def _session(source: Path, needed: bool, report: Report) -> Session | None:
             raise InputError(f"{source}: not a valid ONNX model: {complaint}") from cause
         report.notes.append(f"nothing could be run or verified: {cause}")
         return None
-
-
-def largest_change(original: Session, prepared: Model, feeds: Feeds | None) -> float | None:
-    """Largest change of any output by the exact passes, relative to that output's largest value.
-
-    A network may magnify rounding, as a Sigmoid far below zero does: how much so is seen from what
-    onnxruntime's own optimizations change.
-
-    Args:
-        original: The model as it was.
-        prepared: What the exact passes made of it.
-        feeds: One sample; without it random inputs, and None if the model does not run on those.
-
-    Raises:
-        PassError: It is more than rounding explains.
-    """
-    given = feeds or random_feeds(original.inputs)
-    try:
-        before = original.run(given)
-    except InputError:
-        if feeds is not None:
-            raise
-        return None
-    worst = _change(before, Session(prepared).run(given))
-    half = any(x.dtype == np.float16 for x in before.values())
-    if worst <= (TOLERANCE_HALF if half else TOLERANCE):
-        return worst
-    file = prepared.path
-    allowed = _change(before, Session(file, optimize=False).run(given)) if file else 0.0
-    if worst > MAGNIFIED * allowed:
-        raise PassError(
-            f"the exact passes moved a float output by {worst:.1e} of its largest value: this is a "
-            "bug, please report it; --no-verify converts all the same"
-        )
-    return worst
-
-
-def _change(before: Feeds, after: Feeds) -> float:
-    """Largest change of an output, relative to its largest value.
-
-    Raises:
-        PassError: It is one of shape, or of which values are finite.
-    """
-    worst = 0.0
-    for name, x in before.items():
-        if x.shape != after[name].shape:
-            raise PassError(f"the exact passes changed the shape of output {name}")
-        if not np.issubdtype(x.dtype, np.floating) or not x.size:
-            continue
-        finite = np.isfinite(x)
-        if not np.array_equal(finite, np.isfinite(after[name])):
-            raise PassError(f"the exact passes changed where output {name} is finite")
-        change = np.subtract(x, after[name], where=finite, out=np.zeros(x.shape))
-        largest = np.abs(x, where=finite, out=np.zeros(x.shape)).max()
-        worst = max(worst, float(np.abs(change).max() / max(largest, 1e-6)))
-    return worst
 
 
 def _describe(

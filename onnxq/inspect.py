@@ -102,20 +102,14 @@ def inspect(
         feeds: One sample, to know the sizes of; random if the model leaves only its batch open.
     """
     kernels = census(model, file)
-    sides = {
-        node.name: next(i for i, t in enumerate(node.inputs[:2]) if stored_names(t))
-        for node in model.graph.nodes
-        if node.op in WEIGHTED and not node.domain and any(map(stored_names, node.inputs[:2]))
-    }
-    weighted = [node for node in model.graph.nodes if node.name in sides]
-    weights = [node.inputs[sides[node.name]] for node in weighted]
+    weighted = _weighted(model)
+    weights = [node.inputs[side] for node, side in weighted]
     values = evaluate(model, [t for t in weights if not isinstance(t, gs.Constant)])
-    places = [_place(node, sides[node.name]) for node in weighted]
-    shapes = _shapes(model, [tensor.name for tensor in places], feeds)
+    macs = multiply_accumulates(model, feeds)
     found = []
-    for node, tensor, place in zip(weighted, weights, places, strict=True):
+    for (node, side), tensor in zip(weighted, weights, strict=True):
         w = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
-        how, side = stored(tensor), sides[node.name]
+        how = stored(tensor)
         grid = grid_of(node.inputs[1 - side])
         found.append(
             LayerInfo(
@@ -129,11 +123,34 @@ def inspect(
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
                 32 * how.scales + how.book,
-                _macs(node, side, w.shape, shapes.get(place.name)),
+                macs[node.name],
                 _oaq_ssim(w) if how.bits >= 16 else None,
             )
         )
     return found, kernels
+
+
+def multiply_accumulates(model: Model, feeds: Feeds | None = None) -> dict[str, int | None]:
+    """Multiply-accumulates of every weighted layer, by its name; see ``LayerInfo``."""
+    weighted = _weighted(model)
+    tensors = [t for node, side in weighted for t in (_place(node, side), node.inputs[side])]
+    shapes = _shapes(model, [t.name for t in tensors if not isinstance(t, gs.Constant)], feeds)
+    shapes |= {t.name: tuple(t.shape) for t in tensors if isinstance(t, gs.Constant)}
+    return {
+        node.name: _macs(node, side, shapes[weight.name], shapes[place.name])
+        if {weight.name, place.name} <= shapes.keys()
+        else None
+        for (node, side), place, weight in zip(weighted, tensors[::2], tensors[1::2], strict=True)
+    }
+
+
+def _weighted(model: Model) -> list[tuple[gs.Node, int]]:
+    """Layers whose weight is stored in the file, and which input that is."""
+    return [
+        (node, next(i for i, t in enumerate(node.inputs[:2]) if stored_names(t)))
+        for node in model.graph.nodes
+        if node.op in WEIGHTED and not node.domain and any(map(stored_names, node.inputs[:2]))
+    ]
 
 
 def unquantized(model: Model) -> dict[str, str]:
@@ -164,16 +181,12 @@ def _place(node: gs.Node, side: int) -> gs.Tensor:
     return node.inputs[1 - side] if node.op == "ConvTranspose" else node.outputs[0]
 
 
-def _macs(
-    node: gs.Node, side: int, weight: tuple[int, ...], shape: tuple[int, ...] | None
-) -> int | None:
+def _macs(node: gs.Node, side: int, weight: tuple[int, ...], shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of a node: each weight's, once for every place it is used at.
 
     A convolution uses it at every position of its output, a transposed one of its input; a matrix
     product at every row of the other operand.
     """
-    if shape is None:
-        return None
     if "Conv" in node.op:
         return math.prod(weight) * math.prod(shape) // shape[1]
     out_axis = len(shape) - 1 if side == 1 else len(shape) - 2

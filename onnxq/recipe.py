@@ -3,8 +3,9 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import tomli_w
 from pydantic import (
@@ -33,7 +34,7 @@ from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.search_sigma import SearchSigma
-from onnxq.pipeline import REGISTRY, Pass
+from onnxq.pipeline import REGISTRY, LearnedPass, Pass
 from onnxq.preprocess import explain
 from onnxq.storage import OLDEST, OPSET, needed_opset
 
@@ -48,6 +49,19 @@ ORDER = tuple(
         LearnRounding, ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
     )
 )  # fmt: skip
+
+
+class Relief(NamedTuple):
+    """What a recipe rounds less than the rest.
+
+    Attributes:
+        kind: ``weights`` of a layer or ``activations`` of a tensor, which have 8 bits; ``floats``
+            for a node that computes in floats.
+        name: The layer's, the tensor's or the node's.
+    """
+
+    kind: Literal["weights", "activations", "floats"]
+    name: str
 
 
 class Recipe(BaseModel):
@@ -136,6 +150,48 @@ class Recipe(BaseModel):
     def target_ort(self) -> str:
         """The oldest onnxruntime that must read the quantized model."""
         return next((p.target_ort for p in self.passes if isinstance(p, InsertQdq)), OLDEST)
+
+    @property
+    def reliefs(self) -> tuple[Relief, ...]:
+        """Where it rounds less."""
+        found: list[Relief] = []
+        for step in self.passes:
+            if isinstance(step, QuantizeWeights):
+                found += [Relief("weights", name) for name in step.wide]
+            if isinstance(step, QuantizeActivations):
+                found += [Relief("activations", name) for name in step.wide]
+                found += [Relief("floats", name) for name in step.floats]
+        return tuple(found)
+
+    def relieved(self, reliefs: Collection[Relief]) -> Self:
+        """The same recipe, which rounds less in these places and no others."""
+
+        def named(kind: str) -> tuple[str, ...]:
+            return tuple(sorted(relief.name for relief in reliefs if relief.kind == kind))
+
+        def with_options(step: Pass) -> Pass:
+            if isinstance(step, QuantizeWeights):
+                return step.model_copy(update={"wide": named("weights")})
+            if isinstance(step, QuantizeActivations):
+                options = {"wide": named("activations"), "floats": named("floats")}
+                return step.model_copy(update=options)
+            return step
+
+        return self.model_copy(update={"passes": tuple(map(with_options, self.passes))})
+
+    @property
+    def untrained(self) -> Self:
+        """The same recipe without the passes that train."""
+        kept = tuple(step for step in self.passes if not isinstance(step, LearnedPass))
+        return self.model_copy(update={"passes": kept})
+
+    @property
+    def plain(self) -> Self:
+        """The same recipe, which rounds to nearest and leaves it at that."""
+        steps, begin = self.lossy, self.first_integer
+        kinds = (QuantizeWeights, QuantizeActivations, InsertQdq)
+        rounding = tuple(step for step in steps[begin:] if isinstance(step, kinds))
+        return self.model_copy(update={"passes": (*self.exact, *steps[:begin], *rounding)})
 
     @property
     def label(self) -> str:

@@ -15,6 +15,7 @@ from onnxq.inspect import Cost
 from onnxq.kernels import Kernels
 from onnxq.layerwise import LayerError
 from onnxq.pipeline import Outcome, Skip
+from onnxq.precision import Fit
 
 WORST = 5
 # Reasons that are printed of one pass.
@@ -45,6 +46,7 @@ class Report:
         fidelity: Quantized against float on some of the calibration samples.
         validation: The same on the validation data.
         max_drop: The gate, in points.
+        fit: What became of the SQNR that was asked for.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Report:
     fidelity: Comparison | None = None
     validation: Comparison | None = None
     max_drop: float | None = None
+    fit: Fit | None = None
 
     @property
     def missed(self) -> float | None:
@@ -72,8 +75,8 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if the ``max_drop`` gate failed."""
-        return int(self.missed is not None)
+        """0, or 1 if the ``max_drop`` gate failed or the SQNR that was asked for is missed."""
+        return int(self.missed is not None or bool(self.fit and self.fit.missed))
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure, as plain values for JSON."""
@@ -84,6 +87,7 @@ class Report:
             "fidelity": comparison_dict(self.fidelity) if self.fidelity else None,
             "validation": comparison_dict(self.validation) if self.validation else None,
             "missed_by": self.missed,
+            "fit": asdict(self.fit) | {"missed_by": self.fit.missed} if self.fit else None,
             "exit_code": self.exit_code,
         }
 
@@ -106,18 +110,25 @@ class Report:
             worst = self.layers[0]
             if worst.accumulated < 20:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"
+                yield "to round less wherever it hurts most: --min-sqnr 20"
         yield from _reasons("left float, and why", self.why_float.items())
         for name, outcome in self.outcomes.items():
             skips = [skip for skip in outcome.skips if skip.where not in self.why_float]
             yield from _reasons(f"left alone by {name}, and why", _alike(skips))
-        for comparison, title in ((self.fidelity, "calibration"), (self.validation, "validation")):
+        for comparison, title in (
+            (self.fidelity, "calibration data, which the passes have seen"),
+            (self.validation, "validation data"),
+        ):
             if comparison:
                 yield ""
-                yield comparison_table(comparison, f"{title} data, {comparison.samples} samples")
+                yield comparison_table(comparison, f"{title}, {comparison.samples} samples")
         for warning in self.warnings:
             yield Text.assemble(("warning: ", "yellow"), warning)
         if self.missed is not None:
             yield Text(gate_text(self.max_drop, self.missed), "red")
+        if self.fit and self.fit.missed:
+            text = f"--min-sqnr {self.fit.least:g} missed by {self.fit.missed:.1f} dB"
+            yield Text(text, "red")
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [
@@ -134,6 +145,8 @@ class Report:
         ]
         if self.cost is not None:
             facts.append(("weights", cost_text(self.cost)))
+        if self.fit is not None:
+            facts.append(("precision", fit_text(self.fit)))
         steps = [f"{name} {len(out.edits)}" for name, out in self.outcomes.items() if out]
         facts.append(("passes", ", ".join(steps)))
         if self.difference is not None:
@@ -252,6 +265,19 @@ def cost_text(c: Cost) -> str:
     if c.macs is None or c.bops is None:
         return text
     return f"{text}; {c.macs / 1e6:.1f} M multiply-accumulates, {c.bops / 1e9:.2f} G bit operations"
+
+
+def fit_text(f: Fit) -> str:
+    """What was given up for an SQNR, and what it bought."""
+    count = Counter[str](relief.kind for relief in f.reliefs)
+    names = {
+        "weights": "layers with weights of 8 bits",
+        "activations": "tensors of 8 bits",
+        "floats": "nodes in floats",
+    }
+    parts = [f"{count[kind]} {what}" for kind, what in names.items() if count[kind]]
+    given = ", ".join(parts) or "nothing had to be given up"
+    return f"{f.sqnr:.1f} dB on {f.judges} samples held out, {f.least:g} wanted: {given}"
 
 
 def human(size: int) -> str:

@@ -14,10 +14,11 @@ import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.conversion import doubts, largest_change, prepare, quantize, refuse_quantized
+from onnxq.conversion import doubts, prepare, quantize, refuse_quantized
 from onnxq.data import Data, Images, Samples, batches, first_batch, open_samples
 from onnxq.errors import CalibrationError
 from onnxq.evaluate import Comparison, compare
+from onnxq.exactness import largest_change
 from onnxq.model import Model, load
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.preprocess import ASSUMED, Preprocess, resolve
@@ -194,8 +195,7 @@ class Workbench:
         calibration = SharedCalibration(
             self._calib, self._preprocess, self._progress, seed=self._seed, memo=self._memo
         )
-        _, model, _ = quantize(prepared, recipe, calibration, self._preprocess, self._origin)
-        model.save(file)
+        quantize(prepared, recipe, calibration, self._preprocess, self._origin).model.save(file)
         return self._memo.seconds() - start, doubts(calibration, self._origin)
 
     def judge(self, file: Path) -> Comparison:

@@ -28,6 +28,7 @@ from onnxq.spec import Array, QParams, activation_spec
 Reader = tuple[Layer | None, float]
 
 PRODUCT = "it multiplies two activations; --attention puts it on integers"
+IN_FLOATS = "the recipe has it compute in floats"
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
 WIDEST_CONCAT = 64.0
 
@@ -45,6 +46,8 @@ class QuantizeActivations(Pass):
             a little, from some 200 tokens on.
         tuned: What layers read has, of the range and others around it, the one that leaves the
             least noise in what they return.
+        wide: Tensors that have 8 bits.
+        floats: Nodes that compute in floats, with weights as the others have.
     """
 
     name: ClassVar[str] = "quantize-activations"
@@ -55,6 +58,8 @@ class QuantizeActivations(Pass):
     range: Literal["minmax", "percentile", "mse", "aciq", "entropy"] = "minmax"
     attention: bool = False
     tuned: bool = False
+    wide: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
 
     def observe(self, model: Model) -> dict[str, Observer]:
         """Watch every tensor that needs a grid and, to tune it, what layers read."""
@@ -66,7 +71,8 @@ class QuantizeActivations(Pass):
     def _place(self, model: Model) -> Placement:
         """The placement, products of two activations kept float unless they are asked for."""
         products = () if self.attention else filter(is_product, model.graph.nodes)
-        return demote(model, {n.name: PRODUCT for n in products if n.name not in model.kept_float})
+        reasons = dict.fromkeys(self.floats, IN_FLOATS) | {n.name: PRODUCT for n in products}
+        return demote(model, {k: why for k, why in reasons.items() if k not in model.kept_float})
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Fill in ``model.activations`` and demote what calibration shows to be unfit."""
@@ -79,7 +85,8 @@ class QuantizeActivations(Pass):
         readers = _readers(model, placement)
         for name in placement.roots:
             least = self.first_last_bits if name in ends else 0
-            spec = activation_spec(max(self.bits, least) if name in read else 8)
+            narrow = name in read and name not in self.wide
+            spec = activation_spec(max(self.bits, least) if narrow else 8)
             stats, by = _seen(tensors[name], statistics)
             if self.tuned and any(layer is not None for layer, _ in readers[name]):
                 grids = tuning.candidates(stats, spec, self.range)
@@ -94,6 +101,9 @@ class QuantizeActivations(Pass):
                     outcome.skip(name, f"no layer reads it: its range is that of {self.range}")
             model.activations[name] = params
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
+        nodes = {node.name for node in model.graph.nodes}
+        for name in sorted({*self.wide} - {*placement.roots} | {*self.floats} - nodes):
+            outcome.skip(name, "the recipe names it, and it is not there")
         for name, why in sorted(placement.why_float.items()):
             outcome.skip(name, why)
         return outcome

@@ -37,6 +37,7 @@ class QuantizeWeights(Pass):
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
             ``float``.
+        wide: Layers whose weights have 8 bits and uniform levels.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -49,6 +50,7 @@ class QuantizeWeights(Pass):
     range: Range = "max"
     outliers: Literal["keep", "compress", "scale"] = "keep"
     book: Literal["int8", "float"] = "int8"
+    wide: tuple[str, ...] = ()
 
     @field_validator("bits")
     @classmethod
@@ -63,13 +65,15 @@ class QuantizeWeights(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Fill in ``model.weights``."""
         outcome = Outcome()
-        spec = weight_spec(self.bits, self.per_channel)
         if self.levels in levels.SETS and self.book == "int8":
             moved = levels.book_rounding(self.levels, self.bits)
             outcome.remark("model", f"its levels lie on an int8 grid, at most {moved:.2%} away")
         if self.levels == "kmeans":
             what = "the levels of each layer are what its weights cluster to"
             outcome.remark("model", what + (", on an int8 grid" if self.book == "int8" else ""))
+        wide = self.model_copy(update={"levels": "uniform", "bits": 8})
+        for name in sorted(set(self.wide) - {layer.name for layer in layers(model)}):
+            outcome.skip(name, "there is no such layer to give 8 bits")
         for layer in layers(model):
             if (why := model.kept_float.get(layer.name)) is not None:
                 outcome.skip(layer.name, why)
@@ -78,31 +82,35 @@ class QuantizeWeights(Pass):
                 outcome.skip(layer.name, "its weight is empty")
                 continue
             _require_finite(layer)
-            # One weight for each channel, as of a batch normalization, has no range to share.
-            scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
-            axis = layer.out_axis if self.per_channel or scalars else None
-            if self.group_size and layer.weight.shape[layer.in_axis] % self.group_size == 0:
-                weight = self._grouped(layer, spec)
-            else:
-                weight = self._quantized(layer.weight, spec, axis)
-                if self.group_size:
-                    c_in = layer.weight.shape[layer.in_axis]
-                    outcome.remark(
-                        layer.name,
-                        f"its {c_in} input channels are not whole groups of {self.group_size}: "
-                        "one scale for each output channel",
-                    )
+            step = wide if layer.name in self.wide else self
+            weight = step._weight(layer, outcome)
             model.weights[layer.name] = weight
             values = np.abs(affine.values(weight)).reshape(layer.weight.shape)
             largest = values.max(axis=affine.reduce_axes(values.ndim, layer.out_axis))
             dead = int(np.sum(largest <= DEAD * largest.max()))
-            outcome.edit(layer.name, f"{self.bits} bits")
+            outcome.edit(layer.name, f"{step.bits} bits")
             if dead:
                 outcome.remark(
                     layer.name,
                     f"{dead} of {layer.c_out} channels are dead: all zero",
                 )
         return outcome
+
+    def _weight(self, layer: Layer, outcome: Outcome) -> QTensor:
+        spec = weight_spec(self.bits, self.per_channel)
+        # One weight for each channel, as of a batch normalization, has no range to share.
+        scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
+        axis = layer.out_axis if self.per_channel or scalars else None
+        c_in = layer.weight.shape[layer.in_axis]
+        if self.group_size and c_in % self.group_size == 0:
+            return self._grouped(layer, spec)
+        if self.group_size:
+            outcome.remark(
+                layer.name,
+                f"its {c_in} input channels are not whole groups of {self.group_size}: one scale "
+                "for each output channel",
+            )
+        return self._quantized(layer.weight, spec, axis)
 
     def _grouped(self, layer: Layer, spec: QuantSpec) -> QTensor:
         """The weight with its input channels split in two axes, a scale for each of the first.

@@ -9,10 +9,10 @@ from rich.console import Console
 
 import onnxq
 from onnxq import pipeline
-from onnxq.conversion import TOLERANCE, largest_change
 from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
+from onnxq.exactness import TOLERANCE, largest_change
 from onnxq.model import from_proto, load
 from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import METADATA_KEY, PRESETS

@@ -227,6 +227,15 @@ BAD = {
     "a gate and nothing to measure": Bad(
         "convert model.onnx --max-drop 1", USAGE, "--max-drop needs --validate"
     ),
+    "an SQNR and nothing to measure": Bad(
+        "convert model.onnx --min-sqnr 20", USAGE, "--min-sqnr needs --calib"
+    ),
+    "an SQNR that is no number": Bad(
+        f"convert model.onnx {TENSORS} --min-sqnr nan", USAGE, "--min-sqnr is not a number"
+    ),
+    "an SQNR of one sample": Bad(
+        f"convert model.onnx {TENSORS} --calib-size 1 --min-sqnr 20", INPUT, "two runs at least"
+    ),
     "labels of nothing": Bad(
         "convert model.onnx --labels gone.csv", USAGE, "--labels needs --validate"
     ),

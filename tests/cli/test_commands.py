@@ -239,6 +239,16 @@ def test_a_missed_gate_exits_with_1_and_leaves_the_file(here, onnxq):
     )
 
 
+def test_an_sqnr_that_is_missed_exits_with_1_and_says_by_how_much(here, onnxq):
+    flags = ("--quality", "fast", "--min-sqnr", "90", "--json", "out.json")
+    result = onnxq("convert", "model.onnx", *TENSORS, *flags)
+    assert (result.exit_code, result.stderr) == (1, "")
+    fit = figures(here / "out.json")["fit"]
+    assert f"--min-sqnr 90 missed by {fit['missed_by']:.1f} dB" in result.stdout
+    assert f"{fit['sqnr']:.1f} dB on 8 samples held out, 90 wanted: 1" in result.stdout
+    assert (here / "model.w8a8.onnx").is_file()
+
+
 def test_weights_beside_the_model_convert_to_the_same_bytes(here, onnxq):
     proto = onnx.load("model.onnx")
     onnx.save(proto, "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)

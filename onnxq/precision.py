@@ -1,0 +1,136 @@
+"""The SQNR that is asked for: a recipe rounds less, where that helps most for what it costs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.data import Samples, batches, without
+from onnxq.errors import CalibrationError
+from onnxq.inspect import multiply_accumulates
+from onnxq.model import Model
+from onnxq.numerics.relief import cheapest
+from onnxq.numerics.smoothing import LEFT
+from onnxq.progress import Progress
+from onnxq.recipe import Recipe, Relief
+from onnxq.runtime import Session, in_order
+from onnxq.sensitivity import Judge, Rounding, alone, prices, roundings, unemitted
+from onnxq.spec import Array
+
+# Plans that are tried at most; each relieves what the one before has left too much of.
+ROUNDS = 6
+# Of so many batches one judges; of fewer than ENOUGH times that every one in so many that ENOUGH
+# are left, but no more than every second.
+HELD_OUT, ENOUGH = 10, 8
+# Batches that sensitivities are measured on.
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of the wish for an SQNR.
+
+    Attributes:
+        least: The SQNR in dB that every output was to have.
+        sqnr: That of the output where it is least, on samples held out.
+        judges: Number of those samples.
+        reliefs: Where the recipe rounds less.
+    """
+
+    least: float
+    sqnr: float
+    judges: int
+    reliefs: tuple[Relief, ...]
+
+    @property
+    def missed(self) -> float | None:
+        """Decibels that are missing; None if none are."""
+        return self.least - self.sqnr if self.sqnr < self.least else None
+
+
+def fit(
+    reference: Model,
+    recipe: Recipe,
+    plan: Callable[[Recipe, Samples], Model],
+    samples: Samples,
+    least: float,
+    progress: Progress,
+) -> tuple[Recipe, Fit]:
+    """Relieve a recipe until its plan, made without some samples, is good enough on these.
+
+    Sensitivities are those of rounding to nearest, since weights that make up for other errors err
+    where these are not; what such weights gain is LEFT. They are added up, and how far the sum is
+    off shows where everything is rounded, and corrects it.
+
+    Args:
+        reference: The float model as quantization begins.
+        recipe: Where to start.
+        plan: Makes a quantized model, which still has its plan, by a recipe from samples.
+        samples: Calibration data.
+        least: SQNR in dB that every output is to have.
+        progress: Called after every sensitivity.
+
+    Raises:
+        CalibrationError: There are too few samples, or no output can be judged.
+    """
+    judge, rest = _held_out(reference, samples)
+    macs = multiply_accumulates(reference, judge.feeds)
+    most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
+    compensated = recipe.plain != recipe
+    reliefs, known = set(recipe.reliefs), dict[Rounding, Array]()
+    for left in reversed(range(ROUNDS)):
+        quantized = plan(recipe.relieved(reliefs), rest)
+        noise = judge.noise(quantized)
+        if left == 0 or (noise <= most).all():
+            break
+        before = unemitted(reference, plan(recipe.relieved(reliefs).plain, rest))
+        found = roundings(before)
+        _measure([r for r in found if r not in known], before, judge, known, progress)
+        left_over = [LEFT if compensated and r.kind == "weights" else 1.0 for r in found]
+        each = np.array([known[r] * part for r, part in zip(found, left_over, strict=True)])
+        each = each.reshape(-1, len(noise))
+        total = each.sum(axis=0)
+        each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))
+        needed = [frozenset(r.reliefs) for r in found]
+        chosen = cheapest(each, needed, prices(before, macs), most)
+        if not chosen:
+            break
+        reliefs |= {relief for i in chosen for relief in needed[i]}
+    sqnr = -10.0 * float(np.log10(noise.max()))
+    return recipe.relieved(reliefs), Fit(least, sqnr, judge.count, tuple(sorted(reliefs)))
+
+
+def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
+    """A judge on some of the samples, and the others.
+
+    Raises:
+        CalibrationError: There is nothing to judge with.
+    """
+    inputs = Session(reference).inputs
+    keys = [batch.keys for batch in batches(samples, inputs, 1)]
+    if len(keys) < 2:
+        raise CalibrationError("--min-sqnr needs calibration data of two runs at least: one judges")
+    every = min(max(len(keys) // ENOUGH, 2), HELD_OUT)
+    chosen = {key for some in keys[every - 1 :: every] for key in some}
+    held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
+    judge = Judge(reference, held)
+    if not judge.outputs:
+        raise CalibrationError("--min-sqnr cannot be judged: no output has floats other than zero")
+    return judge, without(samples, chosen, whole=False)
+
+
+def _measure(
+    new: list[Rounding],
+    plan: Model,
+    judge: Judge,
+    known: dict[Rounding, Array],
+    progress: Progress,
+) -> None:
+    """Fill in what roundings do when they are alone."""
+
+    def noise(rounding: Rounding) -> Array:
+        return judge.noise(alone(plan, rounding), FEW)
+
+    for rounding, found in zip(new, in_order(noise, new), strict=True):
+        known[rounding] = found
+        progress("measuring sensitivities", 1, len(new))

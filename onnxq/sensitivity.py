@@ -1,0 +1,173 @@
+"""What each rounding of a plan does to the outputs, and what it costs to round there less.
+
+The sensitivity of a rounding is what it does to the outputs when nothing else is rounded. ZeroQ
+(Cai et al. 2020, arXiv 2001.00281) takes a KL divergence for it; here it is noise power relative to
+the signal, which every output has, not a classifier's alone.
+
+Relief has a price. Weights of 8 bits take room in the file. Activations of 8 bits, where they had
+fewer, cost bit operations, which onnxruntime does not feel. Where 8 are too few, the nodes on both
+sides of a tensor compute in floats, with weights as small as before. A percent of the weights'
+bytes is held as dear as a percent of the multiply-accumulates in floats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from onnxq.data import Batch
+from onnxq.layers import layers
+from onnxq.model import Model
+from onnxq.numerics import affine
+from onnxq.numerics.metrics import Fidelity
+from onnxq.placement import Placement, data_inputs, place, root_of
+from onnxq.recipe import Relief
+from onnxq.runtime import Session
+from onnxq.spec import Array
+
+# What a node without weights costs in floats, as a share of all multiply-accumulates.
+TRIFLE = 1e-3
+# Noise that is as good as none, and as bad as any, relative to the signal.
+SILENT, LOUD = 1e-30, 1e6
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The weights of a layer, or a tensor of activations, on a grid.
+
+    Attributes:
+        kind: Which of the two.
+        name: The layer's or the tensor's.
+        bits: Of the grid.
+        reliefs: All that a recipe has to relieve to be rid of it, or of most of it.
+    """
+
+    kind: Literal["weights", "activations"]
+    name: str
+    bits: int
+    reliefs: tuple[Relief, ...] = field(compare=False)
+
+
+class Judge:
+    """Noise of models against a float one.
+
+    Args:
+        reference: The float model.
+        held: What is run; the float model's outputs stay in memory.
+
+    Attributes:
+        outputs: The outputs that are judged: floats, and not all zero.
+        count: Number of samples.
+        feeds: Those of the first run.
+    """
+
+    def __init__(self, reference: Model, held: Sequence[Batch]) -> None:
+        session = Session(reference)
+        self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
+        self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
+        self.outputs = [
+            name
+            for name, x in self._pairs[0][1].items()
+            if np.issubdtype(x.dtype, np.floating) and any(t[name].any() for _, t in self._pairs)
+        ]
+
+    def noise(self, model: Model, most: int | None = None) -> Array:
+        """Noise power relative to the signal, (outputs,), on at most so many batches."""
+        session, found = Session(model), {name: Fidelity() for name in self.outputs}
+        for batch, truth in self._pairs[:most]:
+            results = session.run(batch.feeds)
+            for name, fidelity in found.items():
+                fidelity.update(batch.trim(truth[name]), batch.trim(results[name]))
+        sqnr = np.array([fidelity.sqnr for fidelity in found.values()])
+        return np.clip(np.nan_to_num(10.0 ** (-sqnr / 10.0), nan=LOUD), SILENT, LOUD)
+
+
+def unemitted(reference: Model, quantized: Model) -> Model:
+    """The float graph that a quantized model was made of, with the plan it was made by."""
+    plan = reference.clone()
+    plan.weights, plan.activations = quantized.weights, quantized.activations
+    plan.kept_float = quantized.kept_float
+    return plan
+
+
+def roundings(plan: Model) -> list[Rounding]:
+    """What a plan rounds and a recipe could round less, in the order of the graph.
+
+    That is weights and activations of fewer than 8 bits, which could have 8, and activations of 8,
+    which could be floats if all nodes that write or read them were.
+    """
+    found: list[Rounding] = []
+    for layer in layers(plan):
+        weight = plan.weights.get(layer.name)
+        if weight is not None and (bits := weight.params.spec.bits) < 8:
+            own = Relief("weights", layer.name)
+            found.append(Rounding("weights", layer.name, bits, (own,)))
+    for name, around in _beside(plan).items():
+        floats = tuple(Relief("floats", node) for node in around)
+        bits = plan.activations[name].spec.bits
+        reliefs = (Relief("activations", name),) if bits < 8 else floats
+        found.append(Rounding("activations", name, bits, reliefs))
+    return found
+
+
+def _beside(plan: Model) -> dict[str, list[str]]:
+    """Every tensor on a grid of its own, and the integer nodes that write or read it."""
+    placement = place(plan) if plan.activations else Placement()
+    found: dict[str, list[str]] = {}
+    for node in plan.graph.nodes:
+        if node.name in placement.integer:
+            touched = [root_of(tensor, placement)[0] for tensor in data_inputs(node)]
+            touched += [placement.results[node.name]] if node.name in placement.results else []
+            for name in dict.fromkeys(touched):
+                found.setdefault(name, []).append(node.name)
+    return found
+
+
+def alone(plan: Model, rounding: Rounding) -> Model:
+    """The float model with one rounding."""
+    model = plan.clone()
+    if rounding.kind == "weights":
+        layer = next(layer for layer in layers(model) if layer.name == rounding.name)
+        values = affine.values(plan.weights[layer.name])
+        layer.set_weight(model, values.reshape(layer.weight.shape))
+        return model
+    placement, params = place(plan), plan.activations[rounding.name]
+    tensor = model.graph.tensors()[rounding.name]
+    # What exists as codes is rounded for all, and what is quantized for a layer for this alone.
+    born = tensor.name in placement.born
+    floats = [] if born else [n for n in tensor.outputs if n.name not in placement.integer]
+    grid = [
+        model.constant("scale", params.scale),
+        model.constant("zero_point", params.zero_point.astype(params.spec.dtype)),
+    ]
+    codes, clipped, result = (model.variable(tensor.name) for _ in range(3))
+    model.redirect(tensor, result, but=floats)
+    model.add("QuantizeLinear", [tensor, *grid], codes)
+    ends = [model.constant("end", np.array(end, np.uint8)) for end in (0, params.spec.qmax)]
+    model.add("Clip", [codes, *ends], clipped)
+    model.add("DequantizeLinear", [clipped, *grid], result)
+    model.tidy()
+    return model
+
+
+def prices(plan: Model, macs: Mapping[str, int | None]) -> dict[Relief, float]:
+    """What each relief costs.
+
+    Args:
+        plan: The plan.
+        macs: Multiply-accumulates of each layer.
+    """
+    size = {layer.name: layer.weight.size for layer in layers(plan)}
+    total = max(1, sum(macs.get(name) or 0 for name in size))
+    share = {name: (macs.get(name) or 0) / total for name in size}
+    found = {
+        Relief("weights", name): (8 - w.params.spec.bits) / 8 * size[name] / sum(size.values())
+        for name, w in plan.weights.items()
+    }
+    for name, around in _beside(plan).items():
+        # Bit operations by 8-bit weights, relative to those of 32 by 32 bits.
+        added = 8 * (8 - plan.activations[name].spec.bits) / 32**2
+        found[Relief("activations", name)] = added * sum(share.get(node, 0.0) for node in around)
+        found |= {Relief("floats", node): max(share.get(node, 0.0), TRIFLE) for node in around}
+    return found

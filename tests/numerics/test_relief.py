@@ -1,0 +1,52 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxq.numerics.relief import cheapest
+
+UNITS = "abcdef"
+
+
+@st.composite
+def problems(draw):
+    """Noise of some sources at some outputs, what each needs, prices, and what may be left."""
+    n, outputs = draw(st.integers(1, 8)), draw(st.integers(1, 3))
+    amounts = st.lists(st.floats(0, 4), min_size=outputs, max_size=outputs)
+    noise = np.array(draw(st.lists(amounts, min_size=n, max_size=n)))
+    needs = st.frozensets(st.sampled_from(UNITS), min_size=1)
+    units = draw(st.lists(needs, min_size=n, max_size=n))
+    price = {unit: draw(st.floats(0, 1)) for unit in UNITS}
+    most = np.array(draw(st.lists(st.floats(0.1, 8), min_size=outputs, max_size=outputs)))
+    return noise, units, price, most
+
+
+def left(noise, chosen):
+    return np.delete(noise, chosen, axis=0).sum(axis=0)
+
+
+@given(problems())
+def test_little_enough_is_left_and_nothing_is_given_up_in_vain(problem):
+    noise, _, _, most = problem
+    chosen = cheapest(*problem)
+    assert (left(noise, chosen) <= most).all()
+    for source in chosen:
+        assert (left(noise, [i for i in chosen if i != source]) > most).any()
+
+
+def test_of_two_alike_the_cheaper_goes():
+    noise, units = np.array([[1.0], [1.0]]), [frozenset("a"), frozenset("b")]
+    assert cheapest(noise, units, {"a": 2.0, "b": 1.0}, np.array([1.0])) == [1]
+
+
+def test_what_is_paid_for_is_paid_once():
+    """Two sources behind one dear unit beat two cheaper ones behind a unit each."""
+    noise = np.array([[1.0], [1.0], [1.1], [1.1]])
+    units = [frozenset("a"), frozenset("a"), frozenset("b"), frozenset("c")]
+    price = {"a": 1.0, "b": 1.2, "c": 1.2}
+    assert cheapest(noise, units, price, np.array([2.2])) == [0, 1]
+
+
+def test_an_output_that_is_quiet_enough_asks_for_nothing():
+    noise = np.array([[5.0, 0.1], [0.1, 5.0]])
+    units, price = [frozenset("a"), frozenset("b")], {"a": 9.0, "b": 1.0}
+    assert cheapest(noise, units, price, np.array([1.0, 10.0])) == [0]

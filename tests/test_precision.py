@@ -1,0 +1,156 @@
+"""An SQNR that is asked for: where a conversion rounds less, and what it reaches."""
+
+import json
+from importlib import resources
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxq
+from onnxq.errors import CalibrationError, UsageError
+from onnxq.model import load
+from onnxq.recipe import Recipe, Relief
+from tests.graphs import build, feeds, quantize
+
+DIGITS = resources.files("onnxq.demo")
+PARTS = dict(np.load(DIGITS / "digits.npz"))
+CALIB, TEST = (
+    [{"image": x[None]} for x in PARTS[part].reshape(-1, 1, 8, 8).astype(np.float32) / 16]
+    for part in ("calib", "test")
+)
+
+
+def convert(folder, name="q.onnx", **options):
+    """The demo's model, calibrated on 128 images and judged on others."""
+    flags = {"calib": CALIB[:128], "validate": TEST[:200], "force": True, "verify": False}
+    flags |= {} if "recipe" in options else {"quality": "fast"}
+    flags |= options
+    return onnxq.convert(DIGITS / "digits.onnx", folder / name, **flags)
+
+
+def recipe_of(file):
+    return Recipe.from_dict(json.loads(load(file).metadata["onnxq.recipe"]))
+
+
+def reached(report):
+    return min(output.sqnr for output in report.validation.outputs.values())
+
+
+# Width, and decibels that are some more than it has by itself.
+WISHES = {"w4a4": (4, 4, 30), "w8a8": (8, 8, 47), "w2a8": (2, 8, 26)}
+
+
+@pytest.mark.parametrize(("bits", "act_bits", "least"), WISHES.values(), ids=WISHES)
+def test_what_is_asked_for_is_reached_on_images_that_nothing_has_seen(
+    tmp_path, bits, act_bits, least
+):
+    widths = {"bits": bits, "act_bits": act_bits, "quality": "balanced"}
+    plain = convert(tmp_path, "plain.onnx", **widths)
+    report = convert(tmp_path, min_sqnr=least, **widths)
+    assert reached(plain) < least - 1
+    assert report.fit.sqnr >= least and report.exit_code == 0
+    # Held out are 12 images, which tell to within a decibel or so.
+    assert reached(report) > least - 1.5
+    assert 0 < len(report.fit.reliefs) < 16
+
+
+def test_the_recipe_in_the_file_makes_the_same_file_without_a_search(tmp_path):
+    convert(tmp_path, bits=4, act_bits=4, min_sqnr=30)
+    recipe = recipe_of(tmp_path / "q.onnx")
+    assert recipe.reliefs
+    convert(tmp_path, "again.onnx", recipe=recipe)
+    assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+def test_what_is_good_enough_stays_as_it_is(tmp_path):
+    report = convert(tmp_path, bits=4, min_sqnr=15)
+    convert(tmp_path, "plain.onnx", bits=4)
+    assert report.fit.reliefs == ()
+    assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
+def test_what_cannot_be_reached_is_missed_by_so_much_and_written_all_the_same(tmp_path):
+    report = convert(tmp_path, min_sqnr=100)
+    assert (report.exit_code, report.kernels.integer) == (1, {})
+    assert report.fit.missed == pytest.approx(100 - report.fit.sqnr)
+    assert report.fit.sqnr > 40
+    assert report.to_dict()["fit"]["missed_by"] == report.fit.missed
+    # Computed in floats, weights stay in 8 bits.
+    assert report.cost.average_bits == 8
+    assert reached(report) > 40
+
+
+def test_layers_in_floats_are_told_with_the_reason(tmp_path):
+    report = convert(tmp_path, min_sqnr=47)
+    floats = {relief.name for relief in report.fit.reliefs if relief.kind == "floats"}
+    assert floats & set(report.kernels.floating)
+    for name in floats & set(report.kernels.floating):
+        assert report.why_float[name] == "the recipe has it compute in floats"
+
+
+def test_a_recipe_that_rounds_less_already_goes_on_from_there(tmp_path):
+    stem = Relief("weights", "/stem/stem.0/Conv")
+    start = onnxq.recipes.plan(bits=4, act_bits=4, calibrated=True).relieved([stem])
+    report = convert(tmp_path, recipe=start, min_sqnr=30)
+    assert stem in report.fit.reliefs
+    assert len(report.fit.reliefs) > 1
+
+
+def test_what_a_recipe_names_and_is_not_there_is_told(tmp_path):
+    gone = [Relief(kind, f"no {kind}") for kind in ("weights", "activations", "floats")]
+    report = convert(tmp_path, recipe=onnxq.recipes.plan(calibrated=True).relieved(gone))
+    skips = {s.where for name in ("quantize-weights", "quantize-activations")
+             for s in report.outcomes[name].skips}  # fmt: skip
+    assert {relief.name for relief in gone} <= skips
+
+
+def test_weights_alone_are_relieved_too(tmp_path):
+    plain = convert(tmp_path, bits=3, act_bits="float", recipe="gptq")
+    report = convert(tmp_path, bits=3, act_bits="float", recipe="gptq", min_sqnr=reached(plain) + 4)
+    assert {relief.kind for relief in report.fit.reliefs} == {"weights"}
+    assert report.exit_code == 0
+    assert 3 < report.cost.average_bits < 8
+
+
+CONV = "(float[N,3,8,8] x) => (float[] y) { c = Conv(x, w) y = Relu(c) }"
+INDEX = "(float[N,3,8,8] x) => (int64[] y) { c = Conv(x, w) y = ArgMax<axis=1>(c) }"
+
+
+@pytest.mark.parametrize(
+    ("graph", "count", "said"),
+    [(CONV, 1, "needs calibration data of two runs"), (INDEX, 8, "no output has floats")],
+)
+def test_what_cannot_be_judged_is_refused(tmp_path, graph, count, said):
+    proto = build(graph, w=(4, 3, 3, 3))
+    with pytest.raises(CalibrationError, match=said):
+        quantize(proto, tmp_path, [feeds(proto, seed) for seed in range(count)], min_sqnr=20)
+    assert not (tmp_path / "quantized.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"min_sqnr": float("nan")}, "not a number"), ({"calib": None, "act_bits": None,
+      "recipe": None, "min_sqnr": 20}, "needs --calib")],
+)  # fmt: skip
+def test_a_wish_that_means_nothing_is_refused(tmp_path, options, said):
+    with pytest.raises(UsageError, match=said):
+        quantize(build(CONV, w=(4, 3, 3, 3)), tmp_path, **options)
+
+
+def test_samples_that_run_together_judge_together(tmp_path):
+    """A model of a fixed batch, and feeds of several rows, as their maker grouped them."""
+    fixed = build(CONV.replace("N", "2"), w=(4, 3, 3, 3))
+    samples = [feeds(fixed, seed) for seed in range(6)]
+    report, _ = quantize(fixed, tmp_path, samples, min_sqnr=1)
+    assert report.fit.judges == 6
+    opened = build(CONV, w=(4, 3, 3, 3))
+    report, _ = quantize(opened, tmp_path, [feeds(opened, s, 3) for s in range(4)], min_sqnr=1)
+    assert report.fit.judges == 6
+
+
+def test_two_conversions_give_the_same_bytes(tmp_path):
+    for name in ("q.onnx", "again.onnx"):
+        convert(tmp_path, name, bits=3, act_bits=4, min_sqnr=28)
+    assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    assert onnx.load(tmp_path / "q.onnx").graph.node

@@ -1,0 +1,129 @@
+"""Roundings one at a time: what each does to the outputs, and what relief costs."""
+
+import numpy as np
+import pytest
+
+from onnxq.calibration import Calibration
+from onnxq.data import batches
+from onnxq.model import from_proto
+from onnxq.numerics import affine
+from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.pipeline import run as run_passes
+from onnxq.preprocess import PRESETS
+from onnxq.recipe import Relief
+from onnxq.runtime import Session
+from onnxq.sensitivity import LOUD, Judge, alone, prices, roundings, unemitted
+from tests.graphs import build
+from tests.passes.layerwise import samples
+
+# A layer and a node on floats read r, which no layer makes; two layers read c.
+NET = build(
+    "(float[N,3,8,8] x) => (float[] y, float[] z) { r = Exp(x) c = Conv(r, w1) z = Softplus(r) "
+    "y = Conv(c, w2) }",
+    w1=(4, 3, 3, 3), w2=(5, 4, 3, 3),
+)  # fmt: skip
+X = samples(NET, 4).arrays["x"]
+
+
+def planned(proto, bits=8, act_bits=8):
+    """The float model, and its plan by rounding to nearest."""
+    reference = from_proto(proto)
+    quantized = reference.clone()
+    steps = (
+        QuantizeWeights(bits=bits),
+        QuantizeActivations(bits=act_bits, first_last_bits=2),
+        InsertQdq(),
+    )
+    run_passes(quantized, steps, Calibration(samples(proto), PRESETS["raw"]))
+    return reference, unemitted(reference, quantized)
+
+
+def outputs(model, x=X):
+    return Session(model).run({"x": x})
+
+
+def one(plan, name):
+    (found,) = (r for r in roundings(plan) if r.name == name)
+    return found
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+def test_a_tensor_alone_is_rounded_for_its_layer_and_not_for_floats(bits):
+    reference, plan = planned(NET, act_bits=bits)
+    inside = Session(reference, taps=["r"]).run({"x": X})
+    second = from_proto(build(
+        "(float[N,3,8,8] r) => (float[] y) { c = Conv(r, w1) y = Conv(c, w2) }",
+        w1=(4, 3, 3, 3), w2=(5, 4, 3, 3),
+    ))  # fmt: skip
+    rounded = affine.fake_quantize(inside["r"], plan.activations["r"])
+    found = outputs(alone(plan, one(plan, "r")))
+    np.testing.assert_array_equal(found["z"], inside["z"])
+    np.testing.assert_allclose(found["y"], Session(second).run({"r": rounded})["y"], rtol=1e-5)
+    assert not np.allclose(found["y"], inside["y"], rtol=1e-4)
+
+
+def test_weights_alone_are_rounded():
+    _, plan = planned(NET, bits=4)
+    model = alone(plan, one(plan, "Conv_c"))
+    rounded = affine.values(plan.weights["Conv_c"])
+    assert {n.name: np.array_equal(n.inputs[1].values, rounded) for n in model.graph.nodes
+            if n.op == "Conv"} == {"Conv_c": True, "Conv_y": False}  # fmt: skip
+
+
+def test_only_what_could_be_rounded_less_is_a_rounding():
+    _, plan = planned(NET, bits=8, act_bits=8)
+    assert {r.name: r.reliefs for r in roundings(plan)} == {
+        "r": (Relief("floats", "Conv_c"),),
+        "c": (Relief("floats", "Conv_c"), Relief("floats", "Conv_y")),
+        "y": (Relief("floats", "Conv_y"),),
+    }
+    _, plan = planned(NET, bits=4, act_bits=4)
+    assert {(r.kind, r.name): r.reliefs for r in roundings(plan)} == {
+        ("weights", "Conv_c"): (Relief("weights", "Conv_c"),),
+        ("weights", "Conv_y"): (Relief("weights", "Conv_y"),),
+        ("activations", "r"): (Relief("activations", "r"),),
+        ("activations", "c"): (Relief("activations", "c"),),
+        ("activations", "y"): (Relief("floats", "Conv_y"),),
+    }
+
+
+def test_prices_are_shares_of_bytes_and_of_multiply_accumulates():
+    _, plan = planned(NET, bits=4, act_bits=4)
+    found = prices(plan, {"Conv_c": 300, "Conv_y": 100})
+    assert found[Relief("weights", "Conv_c")] == pytest.approx(0.5 * 108 / 288)
+    assert found[Relief("floats", "Conv_c")] == pytest.approx(0.75)
+    assert found[Relief("activations", "r")] == pytest.approx(8 * 4 / 1024 * 0.75)
+
+
+def judge(reference, x=X):
+    return Judge(reference, list(batches(samples(NET, len(x)), Session(reference).inputs, 2)))
+
+
+def test_the_noise_of_a_model_is_relative_to_each_output():
+    reference, plan = planned(NET, act_bits=3)
+    seen = judge(reference)
+    found, truth = outputs(alone(plan, one(plan, "r"))), outputs(reference)
+    wanted = [np.sum((found[k] - truth[k]) ** 2) / np.sum(truth[k] ** 2) for k in ("y", "z")]
+    assert (seen.outputs, seen.count) == (["y", "z"], 4)
+    np.testing.assert_allclose(seen.noise(alone(plan, one(plan, "r"))), wanted, atol=1e-6)
+    assert wanted[0] > 1e-4
+
+
+def test_noise_that_is_no_number_is_loud():
+    reference, _ = planned(NET)
+    broken = reference.clone()
+    broken.graph.nodes[-1].inputs[1].values = np.full((5, 4, 3, 3), np.nan, np.float32)
+    assert judge(reference).noise(broken).max() == LOUD
+
+
+def test_outputs_without_floats_or_signal_are_not_judged():
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y, float[] n, int64[] k) { y = Conv(x, w) n = Sub(y, y) "
+        "k = ArgMax<axis=1>(y) }",
+        w=(4, 3, 3, 3),
+    )  # fmt: skip
+    reference = from_proto(proto)
+    held = list(batches(samples(proto, 2), Session(reference).inputs, 2))
+    assert Judge(reference, held).outputs == ["y"]
