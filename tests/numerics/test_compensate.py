@@ -122,7 +122,8 @@ def test_inputs_that_never_move_leave_rounding_to_nearest():
 def test_few_rows_damp_more():
     hessian = np.eye(4)[None]
     assert compensate.damping(hessian, 4000)[0, 0, 0] == compensate.DAMP
-    assert compensate.damping(hessian, 4)[0, 0, 0] == 1.0
+    assert compensate.damping(hessian, 40)[0, 0, 0] == pytest.approx(0.4)
+    assert compensate.damping(hessian, 0)[0, 0, 0] == 16
 
 
 def test_a_hessian_that_is_not_quite_positive_is_damped_until_it_is():
