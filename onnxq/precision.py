@@ -32,7 +32,7 @@ class Fit:
 
     Attributes:
         least: The SQNR in dB that every output was to have.
-        sqnr: That of the output where it is least, on samples held out.
+        sqnr: That of the output where it is least, on samples held out, before any training.
         judges: Number of those samples.
         reliefs: Where the recipe rounds less.
     """
@@ -76,18 +76,17 @@ def fit(
     judge, rest = _held_out(reference, samples)
     macs = multiply_accumulates(reference, judge.feeds)
     most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
-    compensated = recipe.plain != recipe
     reliefs, known = set(recipe.reliefs), dict[Rounding, Array]()
-    for left in reversed(range(ROUNDS)):
+    for turn in range(1, ROUNDS + 1):
         quantized = plan(recipe.relieved(reliefs), rest)
         noise = judge.noise(quantized)
-        if left == 0 or (noise <= most).all():
+        if turn == ROUNDS or (noise <= most).all():
             break
         before = unemitted(reference, plan(recipe.relieved(reliefs).plain, rest))
         found = roundings(before)
         _measure([r for r in found if r not in known], before, judge, known, progress)
-        left_over = [LEFT if compensated and r.kind == "weights" else 1.0 for r in found]
-        each = np.array([known[r] * part for r, part in zip(found, left_over, strict=True)])
+        shares = [LEFT if recipe.compensated and r.kind == "weights" else 1.0 for r in found]
+        each = np.array([known[r] * share for r, share in zip(found, shares, strict=True)])
         each = each.reshape(-1, len(noise))
         total = each.sum(axis=0)
         each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))

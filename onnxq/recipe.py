@@ -140,6 +140,11 @@ class Recipe(BaseModel):
         return next((p.bits for p in self.passes if isinstance(p, QuantizeActivations)), "float")
 
     @property
+    def compensated(self) -> bool:
+        """Whether weights make up for the rounding of others."""
+        return any(isinstance(step, CompensateRounding) for step in self.passes)
+
+    @property
     def opset(self) -> int:
         """The least opset that the quantized model needs."""
         if self._weights is None:
