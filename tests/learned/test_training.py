@@ -1,5 +1,6 @@
 """The loop that trains: when it ends, what it leaves, and how it goes on after it was killed."""
 
+import itertools
 import math
 import zipfile
 from dataclasses import asdict
@@ -176,6 +177,15 @@ def test_the_judge_is_asked_a_dozen_times_and_in_the_end(steps, every):
     done = task.run(steps=steps)
     assert (done.step, task.steps) == (steps, steps)
     assert task.asked == 1 + -(-steps // every)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_each_of_few_steps_goes_somewhere(steps):
+    task = Task(said=[1.0, 0.9, 0.8, 0.7])
+    optimise("task", task.groups, task.loss, task.judge, steps, lessons(FEEDS))
+    for before, after in itertools.pairwise(task.judged):
+        assert not any(map(torch.equal, before, after))
+    assert len(task.judged) == 1 + steps
 
 
 STOPS = {
