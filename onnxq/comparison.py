@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from onnxq._version import __version__
 from onnxq.data import Data
-from onnxq.errors import OnnxqError, UsageError
+from onnxq.errors import InputError, OnnxqError, UsageError
 from onnxq.files import check_apart, check_writable, replacing
 from onnxq.preprocess import Preprocess
 from onnxq.progress import Progress, silent
@@ -254,7 +254,8 @@ def _attempted(bench: Workbench, recipe: Recipe) -> tuple[dict[str, Any], int]:
         return {"error": str(cause)}, cause.exit_code
     except Exception as cause:
         text = " ".join(str(cause).split())
-        return {"error": f"{type(cause).__name__}: {text}"}, OnnxqError.exit_code
+        kind = InputError if isinstance(cause, OSError | MemoryError) else OnnxqError
+        return {"error": f"{type(cause).__name__}: {text}"}, kind.exit_code
 
 
 def _described(data: Data) -> str:

@@ -25,6 +25,8 @@ def check_writable(path: Path, source: Path | None, force: bool) -> None:
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} may not be written to")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
     if source is not None and path.exists() and path.samefile(source):
@@ -93,6 +95,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a write does not say what it writes
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -207,7 +207,7 @@ def run(
             else:
                 found = _run(model, steps[0], data)
             model.tidy()
-        except OnnxqError:
+        except (OnnxqError, OSError, MemoryError):  # a full disk is no fault of a pass
             raise
         except Exception as cause:
             after = ", ".join(outcomes) or "nothing"

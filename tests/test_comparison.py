@@ -376,7 +376,8 @@ def test_a_file_that_is_no_table_is_left_alone(digits, tmp_path, content):
         (UnsupportedModel("no way"), "no way", 3),
         (PassError("gptq failed"), "gptq failed", 123),
         (ValueError("two\nlines"), "ValueError: two lines", 123),
-        (MemoryError(), "MemoryError: ", 123),
+        (MemoryError(), "MemoryError: ", 3),
+        (OSError(28, "full"), "OSError: [Errno 28] full", 3),
     ],
 )
 def test_a_row_that_fails_says_why_and_the_others_go_on(

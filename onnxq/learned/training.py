@@ -112,6 +112,7 @@ def optimise(
 
     Raises:
         UsageError: The checkpoint is something else.
+        OSError: It cannot be written.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
@@ -217,8 +218,9 @@ def _save(
         "state": asdict(state),
     }
     known = _load(path) | {key: now}
-    with replacing(path) as temporary:
-        torch.save({TRAININGS: known}, temporary)
+    # By itself torch opens a file in C++, and a full disk is a RuntimeError.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({TRAININGS: known}, file)
 
 
 def _resume(

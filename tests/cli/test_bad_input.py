@@ -1,6 +1,7 @@
 """Whatever is wrong: one line on stderr, the right exit code, and nothing changed on disk."""
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -514,6 +515,28 @@ def test_bad_input_is_one_line_an_exit_code_and_no_trace(kind, here, onnxq):
     assert result.stdout == ""
     assert result.exit_code == bad.code
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert model.onnx",
+        "convert model.onnx --json images/a.json",
+        f"{BEST} --checkpoint images/s.pt",
+        f"{COMPARE} --csv images/t.csv",
+        f"{COMPARE} --plot images/p.svg",
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
+    here, onnxq, monkeypatch, command
+):
+    monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
+    before = sorted(here.rglob("*"))
+    result = onnxq(*command.split())
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"the folder (images|\.) may not be written to$", line)
+    assert (result.exit_code, result.stdout) == (USAGE, "")
+    assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize("flags", ["--quality best", "--recipe brecq --checkpoint s.pt"])

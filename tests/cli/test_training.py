@@ -46,3 +46,17 @@ def test_a_state_of_something_else_is_one_line_and_stays_as_it_is(short, onnxq):
     assert (result.exit_code, result.stdout) == (2, "")
     assert (short / "state.pt").read_bytes() == before
     assert not (short / "q.onnx").exists()
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_one_line_and_leaves_nothing(
+    short, onnxq, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    before = sorted(short.rglob("*"))
+    result = onnxq(*CONVERT, "-o", "q.onnx", "--checkpoint", "state.pt")
+    assert result.stderr == "onnxq: state.pt: No space left on device\n"
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert sorted(short.rglob("*")) == before

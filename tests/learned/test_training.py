@@ -4,6 +4,7 @@ import itertools
 import math
 import zipfile
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,3 +361,12 @@ def test_a_checkpoint_that_is_something_else_is_left_alone(tmp_path, write):
     assert "\n" not in str(found.value)
     assert (task.asked, task.steps) == (0, 0)
     assert path.is_dir() or path.read_bytes() == before
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    opened, path = Path.open, tmp_path / "state.pt"
+    monkeypatch.setattr(Path, "open", lambda _, mode: opened(Path("/dev/full"), mode))
+    with pytest.raises(OSError, match="No space left") as found:
+        Task().run(checkpoint=path)
+    assert found.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
