@@ -110,6 +110,14 @@ def not_a_number():
     onnx.save(proto, "nan.onnx")
 
 
+def latin(name):
+    def prepare():
+        text, content = name.encode(), Path("model.onnx").read_bytes()
+        Path("latin.onnx").write_bytes(content.replace(text, text[:-1] + "ä".encode("latin-1")))
+
+    return prepare
+
+
 def external(keep):
     def prepare():
         proto = onnx.load("model.onnx")
@@ -180,6 +188,15 @@ BAD = {
     "a graph with a cycle": Bad("convert cycle.onnx", INPUT, "has a cycle at", cyclic),
     "an operator that is none": Bad("convert unknown.onnx", INPUT, "No Op registered", unknown),
     "a truncated model": Bad("convert half.onnx", INPUT, "truncated", truncated),
+    "a node with a name in Latin-1": Bad(
+        "convert latin.onnx", INPUT, "m\\\\xe4' in it is not UTF-8", latin("/head/Gemm")
+    ),
+    "a weight with a name in Latin-1": Bad(
+        "inspect latin.onnx", INPUT, "weigh\\\\xe4' in it is not UTF-8", latin("stem.0.weight")
+    ),
+    "an output with a name in Latin-1": Bad(
+        "bench model.onnx latin.onnx", INPUT, "is not UTF-8: b'logit\\\\xe4'", latin("logits")
+    ),
     "a text file": Bad("convert labels.csv", INPUT, "not an ONNX model"),
     "a quantized model": Bad("convert q.onnx", INPUT, "is quantized already", quantized),
     "nothing to quantize": Bad(
