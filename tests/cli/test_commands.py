@@ -466,6 +466,17 @@ def test_if_nobody_reads_stdout_the_files_are_written_all_the_same(here, argumen
         assert figures(here / figures_of)
 
 
+def test_ctrl_c_while_modules_are_imported_ends_the_program_quietly(tmp_path):
+    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "onnxruntime.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxq", "--version"],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 TERMINATED = """
 import os, signal, sys
 import onnxq.conversion
