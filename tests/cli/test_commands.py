@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -482,20 +483,22 @@ import os, signal, sys
 import onnxq.conversion
 from onnxq.cli import main
 
-onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-main(sys.argv[1:])
+onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), int(sys.argv[1]))
+main(sys.argv[2:])
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("old", [None, b"the old file"])
-def test_a_terminated_conversion_leaves_what_was_there(here, old):
+def test_a_terminated_conversion_leaves_what_was_there(here, old, number):
     if old is not None:
         (here / "q.onnx").write_bytes(old)
         (here / "q.onnx.data").write_bytes(old)
     before = {f: f.read_bytes() for f in here.rglob("*") if f.is_file()}
     call = ("convert", "model.onnx", "-o", "q.onnx", "--force")
-    done = subprocess.run([sys.executable, "-c", TERMINATED, *call], capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    program = (sys.executable, "-c", TERMINATED, str(int(number)))
+    done = subprocess.run([*program, *call], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
     assert {f: f.read_bytes() for f in here.rglob("*") if f.is_file()} == before
 
 
