@@ -104,6 +104,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Make a folder, which is empty again if what follows fails.
+
+    Raises:
+        UsageError: It has something in it already, or is a file.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; name a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for file in folder.iterdir():
+            file.unlink()
+        raise
+
+
+@contextlib.contextmanager
 def restored_on_failure(path: Path) -> Iterator[None]:
     """Put back what lay at ``path`` and its data file, or nothing, if what follows fails."""
     kept = {f: f.with_name(f".{f.name}.{os.getpid()}.old") for f in (path, data_file(path))}

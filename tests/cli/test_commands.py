@@ -396,6 +396,13 @@ def test_demo_shows_both_widths_and_leaves_what_was_asked_for(tmp_path, onnxq, h
         assert f"{report['validation']['quantized_top1']['percent']:.2f} %" in result.stdout
 
 
+def test_a_demo_that_fails_leaves_its_folder_empty(here, onnxq, monkeypatch):
+    monkeypatch.setattr("onnxq.demo.bench", lambda *_, **__: (here / "gone").open())
+    result = onnxq("demo", "-o", "demo")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert list((here / "demo").iterdir()) == []
+
+
 # -- the surroundings --------------------------------------------------------------------------
 
 
