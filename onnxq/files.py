@@ -144,4 +144,4 @@ def restored_on_failure(path: Path) -> Iterator[None]:
 
 def data_file(path: Path) -> Path:
     """Where the weights of a model go that is too large for one file."""
-    return path.with_name(path.name + ".data")
+    return Path(f"{path}.data")

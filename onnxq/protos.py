@@ -271,7 +271,7 @@ def file_size(path: Path) -> int:
 
 def model_files(path: Path) -> list[Path]:
     """A model and what is read with it: external data, and the preprocessing beside it."""
-    files = [path, path.with_name(f"{path.stem}.preprocess.toml")]
+    files = [path, path.parent / f"{path.stem}.preprocess.toml"]
     try:
         places = _outside(ModelProto.FromString(path.read_bytes()))
     except (OSError, ValueError, DecodeError):  # whoever loads it says what is wrong with it

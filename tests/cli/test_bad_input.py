@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,11 @@ def zipped():
     Path("torn.npz").write_bytes(Path("torn.npz").read_bytes()[:100])
 
 
+def archive():
+    with zipfile.ZipFile("text.npz", "w") as file:
+        file.writestr("image.npy", "no array")
+
+
 def converted():
     shutil.copy("model.onnx", "model.w8af.onnx")
 
@@ -325,6 +331,8 @@ BAD = {
     "an output that exists": Bad("convert model.onnx", USAGE, "--force replaces it", converted),
     "an output without a folder": Bad("convert model.onnx -o gone/m.onnx", USAGE, "does not exist"),
     "a folder as output": Bad("convert model.onnx -o images", USAGE, "is a folder"),
+    "the root as output": Bad("convert model.onnx -o /", USAGE, "/: is a folder"),
+    "the root as model": Bad("convert / -o q.onnx", INPUT, "/: no such file"),
     "figures without a folder": Bad(
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
     ),
@@ -415,6 +423,21 @@ BAD = {
         INPUT,
         "other.npz",
         arrays("other.npz", image=np.array(["a", "b"])),
+    ),
+    "arrays of complex numbers": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "not of numbers .of complex64",
+        arrays("other.npz", image=np.zeros((8, 1, 8, 8), np.complex64)),
+    ),
+    "arrays of numbers that float32 does not hold": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "NaN or infinite",
+        arrays("other.npz", image=np.full((8, 1, 8, 8), 1e300)),
+    ),
+    "an archive of something else": Bad(
+        "convert model.onnx --calib text.npz", INPUT, "the file holds nothing", archive
     ),
     "an .npz that is no archive": Bad(
         "convert model.onnx --calib text.npz", INPUT, "not a readable", write("text.npz", b"no")
