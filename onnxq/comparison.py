@@ -28,6 +28,8 @@ from onnxq.workbench import Workbench
 
 # Between the warnings of a row on disk.
 SEPARATOR = " | "
+# How what is not UTF-8 in the paths of a row is written and read, as everywhere in Python.
+PATHS = "surrogateescape"
 
 
 class Row(BaseModel):
@@ -278,7 +280,7 @@ def read_rows(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors=PATHS) as file:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames != list(Row.model_fields):
                 raise ValueError("other columns")
@@ -302,7 +304,7 @@ def _write_rows(path: Path, rows: dict[str, Row]) -> None:
     """Replace a table as a whole: whoever looks, or stops it, finds a valid one."""
     with (
         replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors=PATHS) as file,
     ):
         writer = csv.DictWriter(file, list(Row.model_fields), lineterminator="\n")
         writer.writeheader()

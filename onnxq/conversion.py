@@ -16,6 +16,7 @@ from onnxq.evaluate import EVIDENCE, compare
 from onnxq.files import (
     check_apart,
     check_checkpoint,
+    check_model_path,
     check_writable,
     data_file,
     restored_on_failure,
@@ -151,6 +152,7 @@ def convert(
             "--preprocess": [preprocess],
         },
     )
+    check_model_path(target)
     check_writable(target, source, force)
     if state is not None:
         check_checkpoint(state)

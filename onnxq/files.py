@@ -35,6 +35,14 @@ def check_writable(path: Path, source: Path | None, force: bool) -> None:
         raise UsageError(f"{path}: exists already; --force replaces it")
 
 
+def check_model_path(path: Path) -> None:
+    """Raise UsageError unless onnx and onnxruntime, which take UTF-8 alone, can open ``path``."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as cause:
+        raise UsageError(f"{path}: the path of a model must be UTF-8: name another file") from cause
+
+
 def check_apart(
     written: Mapping[str, Iterable[Path | None]], read: Mapping[str, Iterable[object]]
 ) -> None:

@@ -272,6 +272,8 @@ def file_size(path: Path) -> int:
 def model_files(path: Path) -> list[Path]:
     """A model and what is read with it: external data, and the preprocessing beside it."""
     files = [path, path.parent / f"{path.stem}.preprocess.toml"]
+    if not path.is_file():  # a pipe would be read without end
+        return files
     try:
         places = _outside(ModelProto.FromString(path.read_bytes()))
     except (OSError, ValueError, DecodeError):  # whoever loads it says what is wrong with it

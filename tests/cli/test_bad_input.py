@@ -332,6 +332,13 @@ BAD = {
     "an output without a folder": Bad("convert model.onnx -o gone/m.onnx", USAGE, "does not exist"),
     "a folder as output": Bad("convert model.onnx -o images", USAGE, "is a folder"),
     "the root as output": Bad("convert model.onnx -o /", USAGE, "/: is a folder"),
+    "an output in a file with a name in Latin-1": Bad(
+        "convert model.onnx -o m\udce4.onnx", USAGE, "the path of a model must be UTF-8"
+    ),
+    "a model in a file with a name in Latin-1": Bad(
+        "convert m\udce4.onnx", USAGE, "the path of a model must be UTF-8"
+    ),
+    "an endless file as model": Bad("convert /dev/zero -o q.onnx", INPUT, "zero: no such file"),
     "the root as model": Bad("convert / -o q.onnx", INPUT, "/: no such file"),
     "figures without a folder": Bad(
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
