@@ -1,5 +1,6 @@
 """The commands. Each reads its arguments, calls the library and prints what comes back."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -29,7 +30,7 @@ from onnxq.cli.options import (
 )
 from onnxq.conversion import convert as run_convert
 from onnxq.demo import demo as run_demo
-from onnxq.errors import UsageError
+from onnxq.files import filling
 from onnxq.inspect import LayerInfo, cost
 from onnxq.inspect import inspect as run_inspect
 from onnxq.kernels import census
@@ -317,11 +318,7 @@ def recipes() -> int:
 @json_option
 def demo(output: Path | None, json_file: Path | None) -> int:
     """Quantize a small built-in CNN to 8 and 4 bits and compare. Needs no data and no network."""
-    if output is not None:
-        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-            raise UsageError(f"{output}: exists already; name a new or empty folder")
-        output.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as progress:
+    with nullcontext() if output is None else filling(output), progress_bar() as progress:
         reports, speeds = run_demo(output, progress)
     speed_values = [asdict(s) for s in speeds]
     write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})

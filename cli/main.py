@@ -12,6 +12,9 @@ import onnxq
 from onnxq.cli.options import Command
 from onnxq.errors import OnnxqError
 
+# What ends a program from outside; the second comes of a terminal that is closed, on POSIX.
+ENDING = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
 
 class Group(click.Group):
     """A group that turns every failure into one line on stderr and a documented exit code."""
@@ -23,7 +26,9 @@ class Group(click.Group):
         kwargs["standalone_mode"] = False
         code: Any
         if threading.current_thread() is threading.main_thread():  # others may set no handler
-            signal.signal(signal.SIGTERM, _terminate)
+            for number in ENDING:
+                if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+                    signal.signal(number, _terminate)
         try:
             code = super().main(*args, **kwargs)
         except SystemExit as leave:
@@ -41,7 +46,7 @@ class Group(click.Group):
             _complain("interrupted")
             code = 130
         except OSError as error:
-            _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+            _complain(f"{error.filename or 'a file or stdout'}: {error.strerror or error}")
             code = 3
         except MemoryError:
             _complain("out of memory: use fewer or smaller calibration images")
@@ -57,10 +62,11 @@ class Group(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _terminate(*_: Any) -> NoReturn:
+def _terminate(number: int, _: Any) -> NoReturn:
     """End as at a failure, which puts things back; once begun, that is not interrupted."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(143)
+    for other in ENDING:
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _complain(text: str) -> None:
@@ -77,9 +83,9 @@ def _complain(text: str) -> None:
 def main(context: click.Context) -> None:
     """Make ONNX vision models small and fast, without retraining and without labels.
 
-    Exit codes: 0 done; 1 a --max-drop gate failed (the file is written all the same); 2 wrong
-    usage; 3 the input cannot be used; 123 a bug; 130 stopped by hand, 143 by SIGTERM; 141 nobody
-    reads stdout.
+    Exit codes: 0 done; 1 a --max-drop gate failed, or --min-sqnr was missed (the file is written
+    all the same); 2 wrong usage; 3 the input cannot be used; 123 a bug; 130 stopped by hand, 143 by
+    SIGTERM, 129 by SIGHUP; 141 nobody reads stdout.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -6,43 +6,13 @@ report = onnxq.convert("model.onnx", bits=4, oaq=True, calib="images/")
 print(report.bytes / report.float_bytes, report.fidelity.agreement.percent)
 """
 
-from onnxq._version import __version__
-from onnxq.comparison import Sweep, compare_recipes
-from onnxq.conversion import convert
-from onnxq.errors import (
-    CalibrationError,
-    InputError,
-    OnnxqError,
-    PassError,
-    UnsupportedModel,
-    UsageError,
-)
-from onnxq.evaluate import Comparison
-from onnxq.model import Model, load
-from onnxq.preprocess import Preprocess
-from onnxq.recipe import Recipe
-from onnxq.report import Report
-from onnxq.spec import QParams, QuantSpec
-from onnxq.validation import validate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CalibrationError",
-    "Comparison",
-    "InputError",
-    "Model",
-    "OnnxqError",
-    "PassError",
-    "Preprocess",
-    "QParams",
-    "QuantSpec",
-    "Recipe",
-    "Report",
-    "Sweep",
-    "UnsupportedModel",
-    "UsageError",
-    "__version__",
-    "compare_recipes",
-    "convert",
-    "load",
-    "validate",
-]
+if TYPE_CHECKING:
+    from onnxq.api import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import the library when it is asked for: before, a program may prepare for Ctrl-C."""
+        return getattr(import_module("onnxq.api"), name)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from onnxq._version import __version__
 from onnxq.data import Data
-from onnxq.errors import OnnxqError, UsageError
+from onnxq.errors import InputError, OnnxqError, UsageError
 from onnxq.files import check_apart, check_writable, replacing
 from onnxq.preprocess import Preprocess
 from onnxq.progress import Progress, silent
@@ -28,6 +28,8 @@ from onnxq.workbench import Workbench
 
 # Between the warnings of a row on disk.
 SEPARATOR = " | "
+# How what is not UTF-8 in the paths of a row is written and read, as everywhere in Python.
+PATHS = "surrogateescape"
 
 
 class Row(BaseModel):
@@ -254,7 +256,8 @@ def _attempted(bench: Workbench, recipe: Recipe) -> tuple[dict[str, Any], int]:
         return {"error": str(cause)}, cause.exit_code
     except Exception as cause:
         text = " ".join(str(cause).split())
-        return {"error": f"{type(cause).__name__}: {text}"}, OnnxqError.exit_code
+        kind = InputError if isinstance(cause, OSError | MemoryError) else OnnxqError
+        return {"error": f"{type(cause).__name__}: {text}"}, kind.exit_code
 
 
 def _described(data: Data) -> str:
@@ -277,7 +280,7 @@ def read_rows(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors=PATHS) as file:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames != list(Row.model_fields):
                 raise ValueError("other columns")
@@ -301,7 +304,7 @@ def _write_rows(path: Path, rows: dict[str, Row]) -> None:
     """Replace a table as a whole: whoever looks, or stops it, finds a valid one."""
     with (
         replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors=PATHS) as file,
     ):
         writer = csv.DictWriter(file, list(Row.model_fields), lineterminator="\n")
         writer.writeheader()

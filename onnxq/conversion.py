@@ -17,6 +17,7 @@ from onnxq.exactness import largest_change
 from onnxq.files import (
     check_apart,
     check_checkpoint,
+    check_model_path,
     check_writable,
     data_file,
     restored_on_failure,
@@ -156,6 +157,7 @@ def convert(
             "--preprocess": [preprocess],
         },
     )
+    check_model_path(target)
     check_writable(target, source, force)
     if state is not None:
         check_checkpoint(state)

@@ -386,7 +386,8 @@ def _open_arrays(
             arrays: dict[str, Array] = {inputs[0].name: np.lib.format.open_memmap(path, mode="r")}
         else:
             with path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
-                arrays = dict(archive)
+                # What is no array comes as bytes.
+                arrays = {k: x for k, x in archive.items() if isinstance(x, np.ndarray)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise CalibrationError(f"{path}: not a readable {path.suffix} file ({cause})") from cause
     names = [i.name for i in inputs]

@@ -25,12 +25,22 @@ def check_writable(path: Path, source: Path | None, force: bool) -> None:
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} may not be written to")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
     if source is not None and path.exists() and path.samefile(source):
         raise UsageError(f"{path}: is the input; the input is never overwritten")
     if path.exists() and not force:
         raise UsageError(f"{path}: exists already; --force replaces it")
+
+
+def check_model_path(path: Path) -> None:
+    """Raise UsageError unless onnx and onnxruntime, which take UTF-8 alone, can open ``path``."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as cause:
+        raise UsageError(f"{path}: the path of a model must be UTF-8: name another file") from cause
 
 
 def check_apart(
@@ -93,8 +103,30 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a write does not say what it writes
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Make a folder, which is empty again if what follows fails.
+
+    Raises:
+        UsageError: It has something in it already, or is a file.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: exists already; name a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for file in folder.iterdir():
+            file.unlink()
+        raise
 
 
 @contextlib.contextmanager
@@ -120,4 +152,4 @@ def restored_on_failure(path: Path) -> Iterator[None]:
 
 def data_file(path: Path) -> Path:
     """Where the weights of a model go that is too large for one file."""
-    return path.with_name(path.name + ".data")
+    return Path(f"{path}.data")

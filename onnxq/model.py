@@ -25,7 +25,7 @@ from onnx import ModelProto, TensorProto, inliner, numpy_helper, version_convert
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import InputError, UnsupportedModel
-from onnxq.files import check_writable, data_file, replacing
+from onnxq.files import check_model_path, check_writable, data_file, replacing
 from onnxq.protos import (
     Aside,
     all_nodes,
@@ -36,6 +36,7 @@ from onnxq.protos import (
     numbered,
     set_aside,
     take_unreadable,
+    texts,
     without_traces,
 )
 from onnxq.spec import Array, Floats, QParams, QTensor
@@ -400,11 +401,13 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read an ONNX file, with external data left on disk until it is used.
 
     Raises:
-        InputError: The file is missing, truncated or not ONNX, or its external data are missing,
-            truncated or outside the model's folder.
+        UsageError: The path is not UTF-8.
+        InputError: The file is missing, truncated or not ONNX, a text in it is not UTF-8, or its
+            external data are missing, truncated or outside the model's folder.
         UnsupportedModel: The file holds no runnable graph.
     """
     path = Path(path)
+    check_model_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     proto = ModelProto()
@@ -419,6 +422,10 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise InputError(f"{path}: not an ONNX model, or truncated") from cause
     if not proto.graph.node or not proto.opset_import:
         raise InputError(f"{path}: not an ONNX model, or one without a graph")
+    if (odd := next((t for t in texts(proto) if isinstance(t, bytes)), None)) is not None:
+        raise InputError(
+            f"{path}: {odd[:80]!r} in it is not UTF-8: export it again with other names"
+        )
     attach_external(proto, path)
     return from_proto(proto, path)
 

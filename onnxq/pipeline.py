@@ -8,6 +8,7 @@ learned pass trains the network as a whole or block by block.
 """
 
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,7 +208,7 @@ def run(
             else:
                 found = _run(model, steps[0], data)
             model.tidy()
-        except OnnxqError:
+        except (OnnxqError, OSError, MemoryError):  # a full disk is no fault of a pass
             raise
         except Exception as cause:
             after = ", ".join(outcomes) or "nothing"
@@ -220,8 +221,15 @@ def run(
 def _require_torch(steps: Sequence[Pass]) -> None:
     """Raise UsageError if a pass trains and there is nothing to train with."""
     trains = [step.name for step in steps if isinstance(step, LearnedPass)]
-    if trains and importlib.util.find_spec("torch") is None:
-        raise UsageError(f"{trains[0]} trains, which needs torch: pip install 'onnxq[torch]'")
+    if not trains:
+        return
+    needed = f"{trains[0]} trains, which needs torch"
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError(f"{needed}: pip install 'onnxq[torch]'")
+    try:
+        importlib.import_module("torch")
+    except Exception as cause:  # whatever is wrong with an installation
+        raise UsageError(f"{needed}, and that cannot be imported: {cause}") from cause
 
 
 def _layer_passes(steps: Sequence[Pass]) -> list[LayerPass]:

@@ -179,11 +179,18 @@ ASSUMED = "assumed: RGB, /255, ImageNet mean and std; give --preprocess if that 
 
 
 def as_input(x: Floats, dtype: np.dtype[Any]) -> Array:
-    """``x`` in the dtype of a model's input; integers are rounded and saturated."""
+    """``x`` in the dtype of a model's input; integers are rounded and saturated.
+
+    Raises:
+        TypeError: It does not hold real numbers.
+    """
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"of {x.dtype}")
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         x = np.clip(np.rint(x), limits.min, limits.max)
-    return x.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # whoever reads the samples refuses what is infinite
+        return x.astype(dtype, copy=False)
 
 
 def explain(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from onnxq.errors import InputError
@@ -101,6 +101,17 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for node in pending.pop().node:
             yield node
             pending += [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+
+
+def texts(message: Message) -> Iterator[str | bytes]:
+    """All text in a protobuf; what is not UTF-8 comes as bytes."""
+    for field, value in message.ListFields():
+        several = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == field.TYPE_STRING:
+            yield from several
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in several:
+                yield from texts(inner)
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
@@ -260,7 +271,9 @@ def file_size(path: Path) -> int:
 
 def model_files(path: Path) -> list[Path]:
     """A model and what is read with it: external data, and the preprocessing beside it."""
-    files = [path, path.with_name(f"{path.stem}.preprocess.toml")]
+    files = [path, path.parent / f"{path.stem}.preprocess.toml"]
+    if not path.is_file():  # a pipe would be read without end
+        return files
     try:
         places = _outside(ModelProto.FromString(path.read_bytes()))
     except (OSError, ValueError, DecodeError):  # whoever loads it says what is wrong with it

@@ -55,7 +55,8 @@ class Session:
         dump: Where to write the optimised graph.
 
     Raises:
-        InputError: onnxruntime refuses the model; the message is onnxruntime's own.
+        InputError: onnxruntime refuses the model, with onnxruntime's own message, or the name of an
+            input or output is not UTF-8.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Session:
             prefix = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{prefix}_file_name", f"{dump.name}.data")
             options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+        path = model if isinstance(model, Path) else getattr(model, "path", None)
         with _source(model, taps) as source:
             try:
                 self._session = ort.InferenceSession(
@@ -87,12 +89,15 @@ class Session:
                     disabled_optimizers=LOSING_OUTPUTS if taps else None,
                 )
             except Exception as cause:
-                path = model if isinstance(model, Path) else getattr(model, "path", None)
                 raise InputError(
                     f"{path or 'the model'}: onnxruntime cannot load it: {_reason(cause)}"
                 ) from cause
-        self.outputs = [o.name for o in self._session.get_outputs()]
-        self.inputs = [_input(i) for i in self._session.get_inputs()]
+        try:
+            self.outputs = [o.name for o in self._session.get_outputs()]
+            self.inputs = [_input(i) for i in self._session.get_inputs()]
+        except UnicodeDecodeError as cause:
+            odd = f"the name of an input or output is not UTF-8: {cause.object!r}"
+            raise InputError(f"{path or 'the model'}: {odd}") from cause
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """All outputs and taps that are tensors, by name.

@@ -355,6 +355,14 @@ def test_a_copy_under_another_name_is_the_same(digits, tmp_path, converted):
     assert sum(converted.values()) == 1
 
 
+def test_data_in_a_file_with_a_name_in_latin_1_go_on_from_a_table(digits, tmp_path, converted):
+    table, grid = tmp_path / "t.csv", {"recipes": ["vanilla"], "bits": [4]}
+    digits["calib"] = digits["calib"].rename(tmp_path / "f\udcfcnf.npz")
+    first = compare_recipes(**digits, **grid, table=table)
+    assert compare_recipes(**digits, **grid, table=table) == first
+    assert sum(converted.values()) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"name,age\nx,1\n", ",".join(Row.model_fields).encode() + b"\nvanilla,8,8", b"\xff\xfe"],
@@ -376,7 +384,8 @@ def test_a_file_that_is_no_table_is_left_alone(digits, tmp_path, content):
         (UnsupportedModel("no way"), "no way", 3),
         (PassError("gptq failed"), "gptq failed", 123),
         (ValueError("two\nlines"), "ValueError: two lines", 123),
-        (MemoryError(), "MemoryError: ", 123),
+        (MemoryError(), "MemoryError: ", 3),
+        (OSError(28, "full"), "OSError: [Errno 28] full", 3),
     ],
 )
 def test_a_row_that_fails_says_why_and_the_others_go_on(

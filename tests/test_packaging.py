@@ -2,6 +2,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
@@ -73,6 +75,14 @@ def test_the_changelog_tells_of_this_version():
 def test_what_is_exported_exists():
     assert len(set(onnxq.__all__)) == len(onnxq.__all__)
     assert [name for name in onnxq.__all__ if not hasattr(onnxq, name)] == []
+
+
+def test_the_program_starts_before_the_library_is_imported():
+    module, _, _ = PYPROJECT["project"]["scripts"]["onnxq"].partition(":")
+    program = f"import sys, {module}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert module in found.stdout.split()
+    assert {"numpy", "onnx", "click"}.isdisjoint(found.stdout.split())
 
 
 def modules():

@@ -11,6 +11,7 @@ import onnxq
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.model import load
 from onnxq.recipe import Recipe, Relief
+from onnxq.recipes import plan
 from tests.graphs import build, feeds, quantize
 
 DIGITS = resources.files("onnxq.demo")
@@ -91,7 +92,7 @@ def test_layers_in_floats_are_told_with_the_reason(tmp_path):
 
 def test_a_recipe_that_rounds_less_already_goes_on_from_there(tmp_path):
     stem = Relief("weights", "/stem/stem.0/Conv")
-    start = onnxq.recipes.plan(bits=4, act_bits=4, calibrated=True).relieved([stem])
+    start = plan(bits=4, act_bits=4, calibrated=True).relieved([stem])
     report = convert(tmp_path, recipe=start, min_sqnr=30)
     assert stem in report.fit.reliefs
     assert len(report.fit.reliefs) > 1
@@ -99,7 +100,7 @@ def test_a_recipe_that_rounds_less_already_goes_on_from_there(tmp_path):
 
 def test_what_a_recipe_names_and_is_not_there_is_told(tmp_path):
     gone = [Relief(kind, f"no {kind}") for kind in ("weights", "activations", "floats")]
-    report = convert(tmp_path, recipe=onnxq.recipes.plan(calibrated=True).relieved(gone))
+    report = convert(tmp_path, recipe=plan(calibrated=True).relieved(gone))
     skips = {s.where for name in ("quantize-weights", "quantize-activations")
              for s in report.outcomes[name].skips}  # fmt: skip
     assert {relief.name for relief in gone} <= skips

@@ -112,6 +112,7 @@ def optimise(
 
     Raises:
         UsageError: The checkpoint is something else.
+        OSError: It cannot be written.
     """
     parameters = [p for group in groups for p in group.parameters]
     optimizer = torch.optim.Adam([{"params": list(g.parameters)} for g in groups])
@@ -126,7 +127,7 @@ def optimise(
         lessons.progress(name, state.step, steps, state.note)
         while state.step < steps and state.rises < PATIENCE:
             for group, entry in zip(groups, optimizer.param_groups, strict=True):
-                entry["lr"] = group.rate * _schedule((state.step + 1) / steps)
+                entry["lr"] = group.rate * _schedule((state.step + 0.5) / steps)
             optimizer.zero_grad()
             for part in loss(state.step):
                 part.backward()  # type: ignore[no-untyped-call]
@@ -178,7 +179,7 @@ def surely_less(losses: Array, start: Array) -> bool:
 
 
 def _schedule(done: float) -> float:
-    """The learning rate after a share of the steps, relative to its peak."""
+    """The learning rate at a share of the steps, relative to its peak; 0 at both ends alone."""
     return min(1.0, done / WARMUP) * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -217,8 +218,9 @@ def _save(
         "state": asdict(state),
     }
     known = _load(path) | {key: now}
-    with replacing(path) as temporary:
-        torch.save({TRAININGS: known}, temporary)
+    # By itself torch opens a file in C++, and a full disk is a RuntimeError.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({TRAININGS: known}, file)
 
 
 def _resume(

@@ -11,13 +11,17 @@ from onnxq.spec import Floats
 NORM = 2.4
 # Bins of the histograms that are compared as if they were images.
 SSIM_BINS = 256
+# Below this, sums of squares in float32 may have lost some of them.
+LEAST = 1e-30
+# What counts as the largest score: two that are infinite have a difference then, and it is finite.
+LARGEST = 1e300
 
 
 class Fidelity:
     """Running SQNR and cosine similarity of a stream against its reference; memory O(1).
 
     SQNR = 10 log10(sum r^2 / sum (r - x)^2) in dB. The sums of one update run in the arrays' own
-    precision: for float32 that moves a figure by less than 0.001 dB.
+    precision, if it holds the squares: for float32 that moves a figure by less than 0.001 dB.
 
     Attributes:
         compared: Pairs folded in.
@@ -42,28 +46,38 @@ class Fidelity:
         if reference.dtype not in (np.float32, np.float64):
             reference, x = reference.astype(np.float64), x.astype(np.float64)
         r, q = reference.reshape(-1), x.reshape(-1)
-        noise = r - q
-        self._signal += float(np.dot(r, r))
-        self._other += float(np.dot(q, q))
-        self._product += float(np.dot(r, q))
-        self._noise += float(np.dot(noise, noise))
+        signal, other, noise, product = _sums(r, q)
+        if not all(LEAST < squares < np.inf for squares in (signal, other, noise)):
+            signal, other, noise, product = _sums(r.astype(np.float64), q.astype(np.float64))
+        self._signal += signal
+        self._other += other
+        self._noise += noise
+        self._product += product
 
     @property
     def sqnr(self) -> float:
-        """Signal to noise in dB; inf if equal, -inf without signal, nan without pairs."""
+        """Signal to noise in dB; inf if equal, -inf without signal, nan if that is infinite."""
         if not self.compared:
             return math.nan
         if self._noise == 0.0:
             return math.inf
-        return 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
+        ratio = self._signal / self._noise
+        return 10 * math.log10(ratio) if ratio else -math.inf
 
     @property
     def cosine(self) -> float:
         """Cosine similarity; 1 if both are zero, nan without pairs."""
         if not self.compared:
             return math.nan
-        norm = math.sqrt(self._signal * self._other)
+        norm = math.sqrt(self._signal) * math.sqrt(self._other)
         return self._product / norm if norm else float(self._signal == self._other)
+
+
+def _sums(r: Floats, q: Floats) -> tuple[float, float, float, float]:
+    """Sums of r^2, q^2, (r - q)^2 and r q, infinite or nan where one does not fit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        e = r - q
+        return float(r @ r), float(q @ q), float(e @ e), float(r @ q)
 
 
 def log_probabilities(scores: Floats) -> Floats:
@@ -74,7 +88,8 @@ def log_probabilities(scores: Floats) -> Floats:
     z = scores.astype(np.float64)
     if (z >= 0).all() and np.allclose(z.sum(axis=-1), 1.0, atol=1e-3):
         return np.asarray(np.log(np.maximum(z, 1e-12)))
-    z = z - z.max(axis=-1, keepdims=True)
+    z = np.clip(z, -LARGEST, LARGEST)
+    z -= z.max(axis=-1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
 
 

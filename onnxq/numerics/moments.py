@@ -103,8 +103,8 @@ class OutputMoments:
     def update(self, y: Floats, y_q: Floats, axis: int) -> Self:
         """Fold results of the float and of the quantized layer in, channels at ``axis``.
 
-        The moments about the mean are summed in float32, in portions. A pair of different shapes,
-        where these depend on values, is left out.
+        The moments about the mean are summed in the arrays' own precision if it holds them, in
+        portions. A pair of different shapes, where these depend on values, is left out.
         """
         axis %= y.ndim
         shape = (math.prod(y.shape[:axis]), y.shape[axis], math.prod(y.shape[axis + 1 :]))
@@ -112,11 +112,11 @@ class OutputMoments:
             return self
         y, y_q = y.reshape(shape), y_q.reshape(shape)
         count = shape[0] * shape[2]
-        mean, mean_q = (a.sum(axis=(0, 2), dtype=np.float64) / count for a in (y, y_q))
-        y, y_q = y - mean.astype(y.dtype)[:, None], y_q - mean_q.astype(y.dtype)[:, None]
-        pairs = ((y, y), (y, y_q), (y_q, y_q))
-        sums = [np.einsum("ocn,ocn->oc", a, b).sum(axis=0, dtype=np.float64) for a, b in pairs]
-        self._fold(count, mean, mean_q, *sums)
+        means = [a.sum(axis=(0, 2), dtype=np.float64) / count for a in (y, y_q)]
+        sums = _central(y, y_q, *means)
+        if not np.isfinite(sums).all():
+            sums = _central(y.astype(np.float64), y_q.astype(np.float64), *means)
+        self._fold(count, *means, *sums)
         return self
 
     def merge(self, other: Self) -> None:
@@ -172,3 +172,10 @@ class OutputMoments:
         """MSSR, mean shift to signal: sqrt(mean MAS^2 / mean E[y^2]) over all channels."""
         signal = float(np.mean(self.mean**2 + self.var))
         return float(np.sqrt(np.mean(self.shift**2) / signal)) if signal > 0 else 0.0
+
+
+def _central(y: Floats, y_q: Floats, mean: Array, mean_q: Array) -> list[Array]:
+    """Sums of (y - mean)^2, (y - mean) (y_q - mean_q) and (y_q - mean_q)^2 of each channel."""
+    y, y_q = y - mean.astype(y.dtype)[:, None], y_q - mean_q.astype(y.dtype)[:, None]
+    pairs = ((y, y), (y, y_q), (y_q, y_q))
+    return [np.einsum("ocn,ocn->oc", a, b).sum(axis=0, dtype=np.float64) for a, b in pairs]

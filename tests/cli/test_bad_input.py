@@ -1,8 +1,10 @@
 """Whatever is wrong: one line on stderr, the right exit code, and nothing changed on disk."""
 
 import importlib.util
+import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +111,14 @@ def not_a_number():
     onnx.save(proto, "nan.onnx")
 
 
+def latin(name):
+    def prepare():
+        text, content = name.encode(), Path("model.onnx").read_bytes()
+        Path("latin.onnx").write_bytes(content.replace(text, text[:-1] + "ä".encode("latin-1")))
+
+    return prepare
+
+
 def external(keep):
     def prepare():
         proto = onnx.load("model.onnx")
@@ -161,6 +171,11 @@ def zipped():
     Path("torn.npz").write_bytes(Path("torn.npz").read_bytes()[:100])
 
 
+def archive():
+    with zipfile.ZipFile("text.npz", "w") as file:
+        file.writestr("image.npy", "no array")
+
+
 def converted():
     shutil.copy("model.onnx", "model.w8af.onnx")
 
@@ -179,6 +194,15 @@ BAD = {
     "a graph with a cycle": Bad("convert cycle.onnx", INPUT, "has a cycle at", cyclic),
     "an operator that is none": Bad("convert unknown.onnx", INPUT, "No Op registered", unknown),
     "a truncated model": Bad("convert half.onnx", INPUT, "truncated", truncated),
+    "a node with a name in Latin-1": Bad(
+        "convert latin.onnx", INPUT, "m\\\\xe4' in it is not UTF-8", latin("/head/Gemm")
+    ),
+    "a weight with a name in Latin-1": Bad(
+        "inspect latin.onnx", INPUT, "weigh\\\\xe4' in it is not UTF-8", latin("stem.0.weight")
+    ),
+    "an output with a name in Latin-1": Bad(
+        "bench model.onnx latin.onnx", INPUT, "is not UTF-8: b'logit\\\\xe4'", latin("logits")
+    ),
     "a text file": Bad("convert labels.csv", INPUT, "not an ONNX model"),
     "a quantized model": Bad("convert q.onnx", INPUT, "is quantized already", quantized),
     "nothing to quantize": Bad(
@@ -316,6 +340,15 @@ BAD = {
     "an output that exists": Bad("convert model.onnx", USAGE, "--force replaces it", converted),
     "an output without a folder": Bad("convert model.onnx -o gone/m.onnx", USAGE, "does not exist"),
     "a folder as output": Bad("convert model.onnx -o images", USAGE, "is a folder"),
+    "the root as output": Bad("convert model.onnx -o /", USAGE, "/: is a folder"),
+    "an output in a file with a name in Latin-1": Bad(
+        "convert model.onnx -o m\udce4.onnx", USAGE, "the path of a model must be UTF-8"
+    ),
+    "a model in a file with a name in Latin-1": Bad(
+        "convert m\udce4.onnx", USAGE, "the path of a model must be UTF-8"
+    ),
+    "an endless file as model": Bad("convert /dev/zero -o q.onnx", INPUT, "zero: no such file"),
+    "the root as model": Bad("convert / -o q.onnx", INPUT, "/: no such file"),
     "figures without a folder": Bad(
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
     ),
@@ -406,6 +439,21 @@ BAD = {
         INPUT,
         "other.npz",
         arrays("other.npz", image=np.array(["a", "b"])),
+    ),
+    "arrays of complex numbers": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "not of numbers .of complex64",
+        arrays("other.npz", image=np.zeros((8, 1, 8, 8), np.complex64)),
+    ),
+    "arrays of numbers that float32 does not hold": Bad(
+        "convert model.onnx --calib other.npz",
+        INPUT,
+        "NaN or infinite",
+        arrays("other.npz", image=np.full((8, 1, 8, 8), 1e300)),
+    ),
+    "an archive of something else": Bad(
+        "convert model.onnx --calib text.npz", INPUT, "the file holds nothing", archive
     ),
     "an .npz that is no archive": Bad(
         "convert model.onnx --calib text.npz", INPUT, "not a readable", write("text.npz", b"no")
@@ -523,6 +571,28 @@ def test_bad_input_is_one_line_an_exit_code_and_no_trace(kind, here, onnxq):
     assert result.stdout == ""
     assert result.exit_code == bad.code
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert model.onnx",
+        "convert model.onnx --json images/a.json",
+        f"{BEST} --checkpoint images/s.pt",
+        f"{COMPARE} --csv images/t.csv",
+        f"{COMPARE} --plot images/p.svg",
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_is_told_before_any_work(
+    here, onnxq, monkeypatch, command
+):
+    monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
+    before = sorted(here.rglob("*"))
+    result = onnxq(*command.split())
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"the folder (images|\.) may not be written to$", line)
+    assert (result.exit_code, result.stdout) == (USAGE, "")
+    assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize("flags", ["--quality best", "--recipe brecq --checkpoint s.pt"])

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -405,6 +406,13 @@ def test_demo_shows_both_widths_and_leaves_what_was_asked_for(tmp_path, onnxq, h
         assert f"{report['validation']['quantized_top1']['percent']:.2f} %" in result.stdout
 
 
+def test_a_demo_that_fails_leaves_its_folder_empty(here, onnxq, monkeypatch):
+    monkeypatch.setattr("onnxq.demo.bench", lambda *_, **__: (here / "gone").open())
+    result = onnxq("demo", "-o", "demo")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert list((here / "demo").iterdir()) == []
+
+
 # -- the surroundings --------------------------------------------------------------------------
 
 
@@ -476,25 +484,38 @@ def test_if_nobody_reads_stdout_the_files_are_written_all_the_same(here, argumen
         assert figures(here / figures_of)
 
 
+def test_ctrl_c_while_modules_are_imported_ends_the_program_quietly(tmp_path):
+    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "onnxruntime.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxq", "--version"],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 TERMINATED = """
 import os, signal, sys
 import onnxq.conversion
 from onnxq.cli import main
 
-onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-main(sys.argv[1:])
+onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), int(sys.argv[1]))
+main(sys.argv[2:])
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("old", [None, b"the old file"])
-def test_a_terminated_conversion_leaves_what_was_there(here, old):
+def test_a_terminated_conversion_leaves_what_was_there(here, old, number):
     if old is not None:
         (here / "q.onnx").write_bytes(old)
         (here / "q.onnx.data").write_bytes(old)
     before = {f: f.read_bytes() for f in here.rglob("*") if f.is_file()}
     call = ("convert", "model.onnx", "-o", "q.onnx", "--force")
-    done = subprocess.run([sys.executable, "-c", TERMINATED, *call], capture_output=True)
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    program = (sys.executable, "-c", TERMINATED, str(int(number)))
+    done = subprocess.run([*program, *call], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
     assert {f: f.read_bytes() for f in here.rglob("*") if f.is_file()} == before
 
 

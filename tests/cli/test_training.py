@@ -1,6 +1,7 @@
 """Conversions that train, from the command line."""
 
 import json
+import sys
 
 import pytest
 
@@ -45,4 +46,32 @@ def test_a_state_of_something_else_is_one_line_and_stays_as_it_is(short, onnxq):
     assert line == "onnxq: state.pt: is no checkpoint: name another file, or move it away"
     assert (result.exit_code, result.stdout) == (2, "")
     assert (short / "state.pt").read_bytes() == before
+    assert not (short / "q.onnx").exists()
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_one_line_and_leaves_nothing(
+    short, onnxq, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    before = sorted(short.rglob("*"))
+    result = onnxq(*CONVERT, "-o", "q.onnx", "--checkpoint", "state.pt")
+    assert result.stderr == "onnxq: state.pt: No space left on device\n"
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert sorted(short.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", ["OSError('libgomp.so.1 is missing')", "RuntimeError('twice')"])
+def test_a_torch_that_cannot_be_imported_is_one_line(short, onnxq, monkeypatch, error):
+    (short / "broken").mkdir()
+    (short / "broken/torch.py").write_text(f"raise {error}", encoding="utf-8")
+    monkeypatch.syspath_prepend(short / "broken")
+    monkeypatch.delitem(sys.modules, "torch")
+    result = onnxq(*CONVERT, "-o", "q.onnx")
+    (line,) = result.stderr.splitlines()
+    why = error.split("'")[1]
+    assert line == f"onnxq: distill trains, which needs torch, and that cannot be imported: {why}"
+    assert (result.exit_code, result.stdout) == (2, "")
     assert not (short / "q.onnx").exists()

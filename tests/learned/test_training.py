@@ -1,8 +1,10 @@
 """The loop that trains: when it ends, what it leaves, and how it goes on after it was killed."""
 
+import itertools
 import math
 import zipfile
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,15 @@ def test_the_judge_is_asked_a_dozen_times_and_in_the_end(steps, every):
     assert task.asked == 1 + -(-steps // every)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_each_of_few_steps_goes_somewhere(steps):
+    task = Task(said=[1.0, 0.9, 0.8, 0.7])
+    optimise("task", task.groups, task.loss, task.judge, steps, lessons(FEEDS))
+    for before, after in itertools.pairwise(task.judged):
+        assert not any(map(torch.equal, before, after))
+    assert len(task.judged) == 1 + steps
+
+
 STOPS = {
     "before the first step": [("progress", 0)],
     "in the first step": [("loss", 0, 0)],
@@ -350,3 +361,12 @@ def test_a_checkpoint_that_is_something_else_is_left_alone(tmp_path, write):
     assert "\n" not in str(found.value)
     assert (task.asked, task.steps) == (0, 0)
     assert path.is_dir() or path.read_bytes() == before
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    opened, path = Path.open, tmp_path / "state.pt"
+    monkeypatch.setattr(Path, "open", lambda _, mode: opened(Path("/dev/full"), mode))
+    with pytest.raises(OSError, match="No space left") as found:
+        Task().run(checkpoint=path)
+    assert found.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

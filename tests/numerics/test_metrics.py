@@ -65,6 +65,24 @@ def test_sqnr_of_a_wrong_factor(factor: float, decibels: float) -> None:
     assert fidelity((x, factor * x)).sqnr == pytest.approx(decibels, abs=1e-9)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-25, 1e30, 1e37])
+def test_figures_do_not_depend_on_the_unit(unit: float) -> None:
+    reference, x = noisy((64, 7), 0.1)
+    found, scaled = (
+        fidelity((reference, x)),
+        fidelity((reference * np.float32(unit), x * np.float32(unit))),
+    )
+    assert scaled.sqnr == pytest.approx(found.sqnr, abs=1e-3)
+    assert scaled.cosine == pytest.approx(found.cosine, rel=1e-6)
+
+
+def test_what_is_infinite_is_infinitely_far_off_and_has_no_figure_as_a_reference() -> None:
+    ones, infinite = np.ones(3, np.float32), np.array([1, np.inf, -np.inf], np.float32)
+    assert fidelity((ones, infinite)).sqnr == -math.inf
+    assert math.isnan(fidelity((infinite, ones)).sqnr)
+    assert math.isnan(fidelity((infinite, infinite)).cosine)
+
+
 logits = hnp.arrays(np.float32, (5, 4), elements=st.floats(-8, 8, width=32))
 
 
@@ -96,6 +114,13 @@ def test_kl_divergence_survives_certainty() -> None:
     assert np.isfinite(kl_divergence(sure, sure[::-1])).all()
     huge = np.array([[1e4, -1e4]], np.float32)
     np.testing.assert_allclose(kl_divergence(huge, huge), 0)
+
+
+def test_a_class_that_is_ruled_out_counts_for_nothing() -> None:
+    z, other = np.array([[1.0, 2.0, -np.inf]]), np.array([[2.0, 1.5, -np.inf]])
+    np.testing.assert_allclose(kl_divergence(z, other), kl_divergence(z[:, :2], other[:, :2]))
+    sure = np.array([[np.inf, 2.0, -np.inf]])
+    np.testing.assert_allclose(kl_divergence(sure, sure), 0)
 
 
 signals = hnp.arrays(np.int64, 16, elements=st.integers(0, 1000))

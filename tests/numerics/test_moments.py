@@ -52,6 +52,14 @@ def test_of_outputs(cuts, offset):
     np.testing.assert_allclose(seen.ratio, ratio, rtol=1e-5)
 
 
+def test_of_outputs_whose_squares_float32_does_not_hold():
+    y, y_q = (rng.standard_normal((2, 60, 3)) + 1).astype(np.float32)
+    seen, large = OutputMoments(3).update(y, y_q, 1), OutputMoments(3)
+    large.update(np.float32(1e30) * y, np.float32(1e30) * y_q, 1)
+    np.testing.assert_allclose(large.var, 1e60 * seen.var, rtol=1e-5)
+    np.testing.assert_allclose([large.share, large.ratio], [seen.share, seen.ratio], rtol=1e-4)
+
+
 def test_a_correction_is_as_good_as_corrected_outputs():
     y = rng.standard_normal((60, 3)).astype(np.float32)
     y_q = rng.standard_normal((60, 3)).astype(np.float32)
