@@ -101,7 +101,8 @@ def row(folder: Path, model: Path, preprocess: Preprocess, words: bool) -> list[
         proto = onnx.load(model)
         if proto.opset_import[0].version < 13:
             proto = version_converter.convert_version(proto, 13)
-        quant_pre_process(proto, ready, skip_symbolic_shape=True)
+        onnx.save(proto, ready)
+        quant_pre_process(ready, ready, skip_symbolic_shape=True)
         quantize_static(
             ready,
             rival,

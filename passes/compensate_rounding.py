@@ -32,14 +32,15 @@ class CompensateRounding(LayerPass):
             outcome.skip(name, why)
             return
         hessian, goal = visit.inputs.hessian, visit.rows
-        extra = compensate.damping(hessian, visit.inputs.count)
+        count = visit.inputs.count
         if self.prefix:
+            extra = compensate.damping(hessian, count, compensate.AIM)
             goal = compensate.target(goal, hessian, visit.inputs.cross, extra)
         # Groups of inputs have scales of their own, which were fitted to them.
         factors = np.ones(1) if params.scale.ndim > 1 else compensate.FACTORS
         levels, factor = compensate.compensated(
             goal,
-            hessian + extra,
+            hessian + compensate.damping(hessian, count),
             visit.scales,
             visit.top,
             visit.book,

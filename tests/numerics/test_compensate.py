@@ -122,8 +122,9 @@ def test_inputs_that_never_move_leave_rounding_to_nearest():
 def test_few_rows_damp_more():
     hessian = np.eye(4)[None]
     assert compensate.damping(hessian, 4000)[0, 0, 0] == compensate.DAMP
-    assert compensate.damping(hessian, 40)[0, 0, 0] == pytest.approx(0.4)
-    assert compensate.damping(hessian, 0)[0, 0, 0] == 16
+    assert compensate.damping(hessian, 40)[0, 0, 0] == pytest.approx(0.05)
+    assert compensate.damping(hessian, 40, compensate.AIM)[0, 0, 0] == pytest.approx(0.8)
+    assert compensate.damping(hessian, 0)[0, 0, 0] == 2
 
 
 def test_a_hessian_that_is_not_quite_positive_is_damped_until_it_is():
