@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 from onnxq.bench import bench
-from onnxq.data import Images, open_samples
+from onnxq.data import Images
 from onnxq.preprocess import resolve
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 
 COUNT = 512
 

@@ -16,16 +16,16 @@ from torch.profiler import profile
 
 from onnxq.blocks import blocks
 from onnxq.calibration import Calibration
-from onnxq.conversion import prepare
-from onnxq.data import open_samples
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.teaching import Teaching, channels_last
 from onnxq.lowering import Lowered
 from onnxq.model import load
 from onnxq.pipeline import run
 from onnxq.preprocess import resolve
+from onnxq.quantization import prepare
 from onnxq.recipes import plan
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 
 ROUNDS, BATCH = 15, 64
 

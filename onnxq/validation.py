@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from onnxq.data import Data, Images, Samples, open_samples, thinned
+from onnxq.data import Data, Images, Samples, thinned
 from onnxq.evaluate import EVIDENCE, Comparison, compare
 from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, load
 from onnxq.preprocess import ASSUMED, Preprocess, declared, resolve
 from onnxq.progress import Progress, silent
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 
 
 def validate(

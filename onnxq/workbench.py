@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxq._version import __version__
 from onnxq.calibration import Calibration
-from onnxq.conversion import doubts, prepare, quantize, refuse_quantized
-from onnxq.data import Data, Images, Samples, batches, first_batch, open_samples
+from onnxq.conversion import doubts
+from onnxq.data import Data, Images, Samples, batches, first_batch
 from onnxq.errors import CalibrationError
 from onnxq.evaluate import Comparison, compare
 from onnxq.exactness import largest_change
@@ -24,8 +24,10 @@ from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.preprocess import ASSUMED, Preprocess, resolve
 from onnxq.progress import Progress
 from onnxq.protos import file_size
+from onnxq.quantization import prepare, quantize, refuse_quantized
 from onnxq.recipe import Recipe
 from onnxq.runtime import Feeds, Session, cpu_note, version
+from onnxq.sources import open_samples
 from onnxq.spec import Array
 from onnxq.validation import assumptions
 

@@ -74,7 +74,10 @@ def test_only_recipes_know_the_passes():
 
 
 def test_passes_know_nothing_of_running_and_reporting():
-    for package in ("onnxq.conversion", "onnxq.recipes", "onnxq.report", "onnxq.data"):
+    for package in (
+        *("onnxq.conversion", "onnxq.data", "onnxq.precision", "onnxq.quantization"),
+        *("onnxq.recipes", "onnxq.report", "onnxq.sensitivity", "onnxq.sources"),
+    ):
         assert users(package) & within("onnxq.passes") == set(), package
 
 

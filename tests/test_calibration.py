@@ -10,12 +10,13 @@ from onnx import numpy_helper
 from PIL import Image
 
 from onnxq.calibration import Calibration
-from onnxq.data import Arrays, Batch, open_samples
+from onnxq.data import Arrays, Batch
 from onnxq.errors import CalibrationError
 from onnxq.model import Model, from_proto
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.preprocess import IMAGENET, PRESETS, Preprocess
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 
 NORMALIZED = Preprocess(**IMAGENET)
 NOISE = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8)).astype(np.float32)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxq import data
-from onnxq.data import Arrays, Batch, Feeds, Images, Samples, batch_size, batches, open_samples
+from onnxq.data import Arrays, Batch, Feeds, Images, Samples, batch_size, batches
 from onnxq.errors import CalibrationError, InputError, UsageError
 from onnxq.model import from_proto
 from onnxq.preprocess import PRESETS
 from onnxq.runtime import Input, Session
+from onnxq.sources import open_samples
 
 RAW = PRESETS["raw"]
 FLOAT = np.dtype(np.float32)

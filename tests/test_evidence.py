@@ -9,7 +9,6 @@ from rich.console import Console
 
 import onnxq
 from onnxq import pipeline
-from onnxq.data import open_samples
 from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
 from onnxq.exactness import TOLERANCE, largest_change
@@ -18,6 +17,7 @@ from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import METADATA_KEY, PRESETS
 from onnxq.recipes import PREPARATION
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 from onnxq.validation import quantized_against
 from tests.graphs import build
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import onnxq
 from onnxq import pipeline
 from onnxq.calibration import Calibration
-from onnxq.data import Batch, open_samples
+from onnxq.data import Batch
 from onnxq.errors import CalibrationError
 from onnxq.lessons import HELD_OUT, Lessons, of_one_shape
 from onnxq.model import from_proto
@@ -19,6 +19,7 @@ from onnxq.preprocess import PRESETS, Preprocess
 from onnxq.progress import silent
 from onnxq.recipes import build as recipe
 from onnxq.runtime import Session
+from onnxq.sources import open_samples
 from tests.graphs import build
 
 

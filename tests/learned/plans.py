@@ -4,16 +4,16 @@ import numpy as np
 
 from onnxq import pipeline
 from onnxq.calibration import Calibration
-from onnxq.conversion import prepare
-from onnxq.data import open_samples
 from onnxq.lessons import Lessons
 from onnxq.model import load
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.placement import Placement, place, root_of
 from onnxq.preprocess import Preprocess
 from onnxq.progress import silent
+from onnxq.quantization import prepare
 from onnxq.recipes import build
 from onnxq.runtime import Session, random_feeds
+from onnxq.sources import open_samples
 
 # Steps of a grid: one that a tie takes, and what float32 adds.
 STEP = 1.01

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, reject, settings
 
 import onnxq
-from onnxq.conversion import WITHOUT_TRAINING
 from onnxq.errors import OnnxqError, PassError
 from onnxq.model import from_proto, load
 from onnxq.passes.distill import Distill
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.pipeline import LearnedPass
+from onnxq.quantization import WITHOUT_TRAINING
 from onnxq.recipe import Recipe
 from onnxq.recipes import NAMED, build
 from onnxq.runtime import Session

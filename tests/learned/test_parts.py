@@ -5,9 +5,9 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.conversion import WITHOUT_TRAINING
 from onnxq.model import from_proto
 from onnxq.passes.distill import Distill
+from onnxq.quantization import WITHOUT_TRAINING
 from onnxq.recipes import build as recipe
 from tests.graphs import after, build, feeds
 

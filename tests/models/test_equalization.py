@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from onnxq import pipeline
-from onnxq.data import batches, open_samples
+from onnxq.data import batches
 from onnxq.model import load
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.split_outliers import SplitOutliers
@@ -15,6 +15,7 @@ from onnxq.preprocess import resolve
 from onnxq.recipes import PREPARATION
 from onnxq.regions import regions
 from onnxq.runtime import Session, random_feeds
+from onnxq.sources import open_samples
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 # Regions equalized, those of them behind a Clip(0, c), layers with split channels. A number that

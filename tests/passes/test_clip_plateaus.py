@@ -8,11 +8,11 @@ import pytest
 
 from onnxq import pipeline
 from onnxq.calibration import Calibration
-from onnxq.data import open_samples
 from onnxq.model import from_proto
 from onnxq.passes.clip_plateaus import ClipPlateaus
 from onnxq.preprocess import Preprocess
 from onnxq.runtime import Input
+from onnxq.sources import open_samples
 from tests.graphs import build, feeds, quantize, run
 
 NUMBERS = {
