@@ -19,6 +19,8 @@ from onnxq.spec import Array
 
 # Plans that are tried at most; each relieves what the one before has left too much of.
 ROUNDS = 6
+# What a round aims at, relative to the one before: an estimate that fell short may do so again.
+STRICTER = 0.8
 # Of so many batches one judges; of fewer than ENOUGH times that every one in so many that ENOUGH
 # are left, but no more than every second.
 HELD_OUT, ENOUGH = 10, 8
@@ -91,7 +93,7 @@ def fit(
         total = each.sum(axis=0)
         each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))
         needed = [frozenset(r.reliefs) for r in found]
-        chosen = cheapest(each, needed, prices(before, macs), most)
+        chosen = cheapest(each, needed, prices(before, macs), most * STRICTER ** (turn - 1))
         if not chosen:
             break
         reliefs |= {relief for i in chosen for relief in needed[i]}
