@@ -93,12 +93,15 @@ def fit(
         total = each.sum(axis=0)
         each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))
         needed = [frozenset(r.reliefs) for r in found]
-        chosen = cheapest(each, needed, prices(before, macs), most * STRICTER ** (turn - 1))
+        # What relief leaves of a noise is not counted: a round that has left too much is followed.
+        aim = most * STRICTER ** (turn - 1)
+        chosen = cheapest(each, needed, prices(before, macs), aim)
         if not chosen:
             break
         reliefs |= {relief for i in chosen for relief in needed[i]}
     sqnr = -10.0 * float(np.log10(noise.max()))
-    return recipe.relieved(reliefs), Fit(least, sqnr, judge.count, tuple(sorted(reliefs)))
+    fitted = recipe.relieved(reliefs)
+    return fitted, Fit(least, sqnr, judge.count, fitted.reliefs)
 
 
 def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
@@ -130,7 +133,7 @@ def _measure(
     """Fill in what roundings do when they are alone."""
 
     def noise(rounding: Rounding) -> Array:
-        return judge.noise(alone(plan, rounding), FEW)
+        return np.asarray(judge.noise(alone(plan, rounding), FEW) / rounding.part**2)
 
     for rounding, found in zip(new, in_order(noise, new), strict=True):
         known[rounding] = found

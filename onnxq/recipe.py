@@ -55,13 +55,15 @@ class Relief(NamedTuple):
     """What a recipe rounds less than the rest.
 
     Attributes:
-        kind: ``weights`` of a layer or ``activations`` of a tensor, which have 8 bits; ``floats``
-            for a node that computes in floats.
+        kind: ``weights`` of a layer, ``activations`` of a tensor, or ``floats`` for a node that
+            computes in floats.
         name: The layer's, the tensor's or the node's.
+        bits: That it has instead; 32 for floats.
     """
 
     kind: Literal["weights", "activations", "floats"]
     name: str
+    bits: int
 
 
 class Recipe(BaseModel):
@@ -162,23 +164,23 @@ class Recipe(BaseModel):
         found: list[Relief] = []
         for step in self.passes:
             if isinstance(step, QuantizeWeights):
-                found += [Relief("weights", name) for name in step.wide]
+                found += [Relief("weights", *item) for item in step.wide.items()]
             if isinstance(step, QuantizeActivations):
-                found += [Relief("activations", name) for name in step.wide]
-                found += [Relief("floats", name) for name in step.floats]
+                found += [Relief("activations", *item) for item in step.wide.items()]
+                found += [Relief("floats", name, 32) for name in step.floats]
         return tuple(found)
 
     def relieved(self, reliefs: Collection[Relief]) -> Self:
-        """The same recipe, which rounds less in these places and no others."""
+        """The same recipe, which rounds less in these places and no others; the most bits count."""
 
-        def named(kind: str) -> tuple[str, ...]:
-            return tuple(sorted(relief.name for relief in reliefs if relief.kind == kind))
+        def named(kind: str) -> dict[str, int]:
+            return {name: bits for of, name, bits in sorted(reliefs) if of == kind}
 
         def with_options(step: Pass) -> Pass:
             if isinstance(step, QuantizeWeights):
                 return step.model_copy(update={"wide": named("weights")})
             if isinstance(step, QuantizeActivations):
-                options = {"wide": named("activations"), "floats": named("floats")}
+                options = {"wide": named("activations"), "floats": tuple(named("floats"))}
                 return step.model_copy(update=options)
             return step
 

@@ -271,8 +271,8 @@ def fit_text(f: Fit) -> str:
     """What was given up for an SQNR, and what it bought."""
     count = Counter[str](relief.kind for relief in f.reliefs)
     names = {
-        "weights": "layers with weights of 8 bits",
-        "activations": "tensors of 8 bits",
+        "weights": "layers with weights of more bits",
+        "activations": "tensors of more bits",
         "floats": "nodes in floats",
     }
     parts = [f"{count[kind]} {what}" for kind, what in names.items() if count[kind]]

@@ -4,9 +4,9 @@ The sensitivity of a rounding is what it does to the outputs when nothing else i
 (Cai et al. 2020, arXiv 2001.00281) takes a KL divergence for it; here it is noise power relative to
 the signal, which every output has, not a classifier's alone.
 
-Relief has a price. Weights of 8 bits take room in the file. Activations of 8 bits, where they had
-fewer, cost bit operations, which onnxruntime does not feel. Where 8 are too few, the nodes on both
-sides of a tensor compute in floats, with weights as small as before. A percent of the weights'
+Relief has a price. Weights of more bits take room in the file; activations of more cost bit
+operations, which onnxruntime does not feel. Where 8 bits are too few, the nodes on both sides of a
+tensor compute in floats, with weights as small as before. A percent of the weights'
 bytes is held as dear as a percent of the multiply-accumulates in floats.
 """
 
@@ -28,6 +28,8 @@ from onnxq.spec import Array
 
 # What a node without weights costs in floats, as a share of all multiply-accumulates.
 TRIFLE = 1e-3
+# Rounding weights to so many bits is a small error.
+LINEAR = 4
 # Noise that is as good as none, and as bad as any, relative to the signal.
 SILENT, LOUD = 1e-30, 1e6
 
@@ -47,6 +49,11 @@ class Rounding:
     name: str
     bits: int
     reliefs: tuple[Relief, ...] = field(compare=False)
+
+    @property
+    def part(self) -> float:
+        """What part of its errors is tried: outputs answer in proportion to small ones alone."""
+        return 2.0 ** min(0, self.bits - LINEAR) if self.kind == "weights" else 1.0
 
 
 class Judge:
@@ -94,21 +101,26 @@ def unemitted(reference: Model, quantized: Model) -> Model:
 def roundings(plan: Model) -> list[Rounding]:
     """What a plan rounds and a recipe could round less, in the order of the graph.
 
-    That is weights and activations of fewer than 8 bits, which could have 8, and activations of 8,
-    which could be floats if all nodes that write or read them were.
+    That is weights and activations of fewer than 8 bits, which could have more, and activations
+    of 8, which could be floats if all nodes that write or read them were.
     """
     found: list[Rounding] = []
     for layer in layers(plan):
         weight = plan.weights.get(layer.name)
         if weight is not None and (bits := weight.params.spec.bits) < 8:
-            own = Relief("weights", layer.name)
+            own = Relief("weights", layer.name, _more(bits))
             found.append(Rounding("weights", layer.name, bits, (own,)))
     for name, around in _beside(plan).items():
-        floats = tuple(Relief("floats", node) for node in around)
+        floats = tuple(Relief("floats", node, 32) for node in around)
         bits = plan.activations[name].spec.bits
-        reliefs = (Relief("activations", name),) if bits < 8 else floats
+        reliefs = (Relief("activations", name, _more(bits)),) if bits < 8 else floats
         found.append(Rounding("activations", name, bits, reliefs))
     return found
+
+
+def _more(bits: int) -> int:
+    """The next width that is worth its own: 4 bits have a type in ONNX, and 8 are the most."""
+    return 4 if bits < 4 else 8
 
 
 def _beside(plan: Model) -> dict[str, list[str]]:
@@ -125,12 +137,12 @@ def _beside(plan: Model) -> dict[str, list[str]]:
 
 
 def alone(plan: Model, rounding: Rounding) -> Model:
-    """The float model with one rounding."""
+    """The float model with one rounding, or with the part of it that is tried."""
     model = plan.clone()
     if rounding.kind == "weights":
         layer = next(layer for layer in layers(model) if layer.name == rounding.name)
-        values = affine.values(plan.weights[layer.name])
-        layer.set_weight(model, values.reshape(layer.weight.shape))
+        error = affine.values(plan.weights[layer.name]).reshape(layer.weight.shape) - layer.weight
+        layer.set_weight(model, layer.weight + np.float32(rounding.part) * error)
         return model
     placement, params = place(plan), plan.activations[rounding.name]
     tensor = model.graph.tensors()[rounding.name]
@@ -161,13 +173,13 @@ def prices(plan: Model, macs: Mapping[str, int | None]) -> dict[Relief, float]:
     size = {layer.name: layer.weight.size for layer in layers(plan)}
     total = max(1, sum(macs.get(name) or 0 for name in size))
     share = {name: (macs.get(name) or 0) / total for name in size}
-    found = {
-        Relief("weights", name): (8 - w.params.spec.bits) / 8 * size[name] / sum(size.values())
-        for name, w in plan.weights.items()
-    }
+    found: dict[Relief, float] = {}
+    for name, w in plan.weights.items():
+        bits, part = w.params.spec.bits, size[name] / sum(size.values())
+        found[Relief("weights", name, _more(bits))] = (_more(bits) - bits) / 8 * part
     for name, around in _beside(plan).items():
+        bits, read = plan.activations[name].spec.bits, sum(share.get(node, 0.0) for node in around)
         # Bit operations by 8-bit weights, relative to those of 32 by 32 bits.
-        added = 8 * (8 - plan.activations[name].spec.bits) / 32**2
-        found[Relief("activations", name)] = added * sum(share.get(node, 0.0) for node in around)
-        found |= {Relief("floats", node): max(share.get(node, 0.0), TRIFLE) for node in around}
+        found[Relief("activations", name, _more(bits))] = 8 * (_more(bits) - bits) / 32**2 * read
+        found |= {Relief("floats", node, 32): max(share.get(node, 0.0), TRIFLE) for node in around}
     return found

@@ -177,7 +177,7 @@ class Storage:
         if bits == 8 and weight.book is None:
             result = self.model.constant(f"{name}_codes", weight.codes)
             return result if dtype == INT8 else self._cast(result, dtype)
-        if not has_dtype(bits, self.target):
+        if not has_dtype(bits, self.target) or self.model.opset < needed_opset(bits, self.target):
             result = self._queue(name, weight, bits)
         else:
             signed, unsigned, *_ = NARROW[bits]

@@ -1,7 +1,7 @@
 """Activations to integers: where is placement.py's choice, on which grid is made here."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -46,7 +46,7 @@ class QuantizeActivations(Pass):
             a little, from some 200 tokens on.
         tuned: What layers read has, of the range and others around it, the one that leaves the
             least noise in what they return.
-        wide: Tensors that have 8 bits.
+        wide: Tensors that have other bits, and how many.
         floats: Nodes that compute in floats, with weights as the others have.
     """
 
@@ -58,7 +58,7 @@ class QuantizeActivations(Pass):
     range: Literal["minmax", "percentile", "mse", "aciq", "entropy"] = "minmax"
     attention: bool = False
     tuned: bool = False
-    wide: tuple[str, ...] = ()
+    wide: dict[str, Annotated[int, Field(ge=2, le=8)]] = Field(default_factory=dict)
     floats: tuple[str, ...] = ()
 
     def observe(self, model: Model) -> dict[str, Observer]:
@@ -85,8 +85,8 @@ class QuantizeActivations(Pass):
         readers = _readers(model, placement)
         for name in placement.roots:
             least = self.first_last_bits if name in ends else 0
-            narrow = name in read and name not in self.wide
-            spec = activation_spec(max(self.bits, least) if narrow else 8)
+            bits = max(self.bits, least) if name in read else 8
+            spec = activation_spec(self.wide.get(name, bits))
             stats, by = _seen(tensors[name], statistics)
             if self.tuned and any(layer is not None for layer, _ in readers[name]):
                 grids = tuning.candidates(stats, spec, self.range)
@@ -102,7 +102,7 @@ class QuantizeActivations(Pass):
             model.activations[name] = params
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
         nodes = {node.name for node in model.graph.nodes}
-        for name in sorted({*self.wide} - {*placement.roots} | {*self.floats} - nodes):
+        for name in sorted(self.wide.keys() - {*placement.roots} | {*self.floats} - nodes):
             outcome.skip(name, "the recipe names it, and it is not there")
         for name, why in sorted(placement.why_float.items()):
             outcome.skip(name, why)

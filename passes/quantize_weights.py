@@ -1,6 +1,6 @@
 """Weights to integers: a range, a grid, codes."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
@@ -37,7 +37,8 @@ class QuantizeWeights(Pass):
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
             ``float``.
-        wide: Layers whose weights have 8 bits and uniform levels.
+        wide: Layers whose weights have other bits, and how many; their levels are uniform where
+            ``levels`` has no such width.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -50,7 +51,7 @@ class QuantizeWeights(Pass):
     range: Range = "max"
     outliers: Literal["keep", "compress", "scale"] = "keep"
     book: Literal["int8", "float"] = "int8"
-    wide: tuple[str, ...] = ()
+    wide: dict[str, Annotated[int, Field(ge=2, le=8)]] = Field(default_factory=dict)
 
     @field_validator("bits")
     @classmethod
@@ -71,9 +72,8 @@ class QuantizeWeights(Pass):
         if self.levels == "kmeans":
             what = "the levels of each layer are what its weights cluster to"
             outcome.remark("model", what + (", on an int8 grid" if self.book == "int8" else ""))
-        wide = self.model_copy(update={"levels": "uniform", "bits": 8})
-        for name in sorted(set(self.wide) - {layer.name for layer in layers(model)}):
-            outcome.skip(name, "there is no such layer to give 8 bits")
+        for name in sorted(self.wide.keys() - {layer.name for layer in layers(model)}):
+            outcome.skip(name, "the recipe names it, and it is not there")
         for layer in layers(model):
             if (why := model.kept_float.get(layer.name)) is not None:
                 outcome.skip(layer.name, why)
@@ -82,7 +82,7 @@ class QuantizeWeights(Pass):
                 outcome.skip(layer.name, "its weight is empty")
                 continue
             _require_finite(layer)
-            step = wide if layer.name in self.wide else self
+            step = self._of_bits(self.wide.get(layer.name, self.bits))
             weight = step._weight(layer, outcome)
             model.weights[layer.name] = weight
             values = np.abs(affine.values(weight)).reshape(layer.weight.shape)
@@ -95,6 +95,11 @@ class QuantizeWeights(Pass):
                     f"{dead} of {layer.c_out} channels are dead: all zero",
                 )
         return outcome
+
+    def _of_bits(self, bits: int) -> Self:
+        low, high = levels.WIDTHS[self.levels]
+        name = self.levels if low <= bits <= high else "uniform"
+        return self.model_copy(update={"bits": bits, "levels": name})
 
     def _weight(self, layer: Layer, outcome: Outcome) -> QTensor:
         spec = weight_spec(self.bits, self.per_channel)

@@ -56,6 +56,15 @@ def test_what_is_asked_for_is_reached_on_images_that_nothing_has_seen(
     assert 0 < len(report.fit.reliefs) < 16
 
 
+def test_a_model_of_2_bits_has_layers_of_4_and_8_whatever_its_opset(tmp_path):
+    """Whether 4 bits have a type of their own was settled before they were thought of."""
+    report = convert(tmp_path, bits=2, min_sqnr=22)
+    assert {relief.bits for relief in report.fit.reliefs if relief.kind == "weights"} >= {4}
+    assert load(tmp_path / "q.onnx").opset < 21
+    assert 2 < report.cost.average_bits < 8
+    assert len(report.kernels.integer) == 8
+
+
 def test_the_recipe_in_the_file_makes_the_same_file_without_a_search(tmp_path):
     convert(tmp_path, bits=4, act_bits=4, min_sqnr=30)
     recipe = recipe_of(tmp_path / "q.onnx")
@@ -91,7 +100,7 @@ def test_layers_in_floats_are_told_with_the_reason(tmp_path):
 
 
 def test_a_recipe_that_rounds_less_already_goes_on_from_there(tmp_path):
-    stem = Relief("weights", "/stem/stem.0/Conv")
+    stem = Relief("weights", "/stem/stem.0/Conv", 8)
     start = plan(bits=4, act_bits=4, calibrated=True).relieved([stem])
     report = convert(tmp_path, recipe=start, min_sqnr=30)
     assert stem in report.fit.reliefs
@@ -99,7 +108,7 @@ def test_a_recipe_that_rounds_less_already_goes_on_from_there(tmp_path):
 
 
 def test_what_a_recipe_names_and_is_not_there_is_told(tmp_path):
-    gone = [Relief(kind, f"no {kind}") for kind in ("weights", "activations", "floats")]
+    gone = [Relief(kind, f"no {kind}", 8) for kind in ("weights", "activations", "floats")]
     report = convert(tmp_path, recipe=plan(calibrated=True).relieved(gone))
     skips = {s.where for name in ("quantize-weights", "quantize-activations")
              for s in report.outcomes[name].skips}  # fmt: skip

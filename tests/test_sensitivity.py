@@ -72,29 +72,42 @@ def test_weights_alone_are_rounded():
             if n.op == "Conv"} == {"Conv_c": True, "Conv_y": False}  # fmt: skip
 
 
+def test_of_few_bits_a_part_of_the_error_is_tried():
+    """Outputs answer in proportion to small errors alone: of 2 bits, a quarter, as of 4."""
+    _, plan = planned(NET, bits=2)
+    rounding = one(plan, "Conv_c")
+    before, after = (
+        next(n for n in model.graph.nodes if n.name == "Conv_c").inputs[1].values
+        for model in (plan, alone(plan, rounding))
+    )
+    whole = affine.values(plan.weights["Conv_c"]) - before
+    assert rounding.part == 0.25
+    np.testing.assert_allclose(after - before, 0.25 * whole, atol=1e-6)
+
+
 def test_only_what_could_be_rounded_less_is_a_rounding():
     _, plan = planned(NET, bits=8, act_bits=8)
     assert {r.name: r.reliefs for r in roundings(plan)} == {
-        "r": (Relief("floats", "Conv_c"),),
-        "c": (Relief("floats", "Conv_c"), Relief("floats", "Conv_y")),
-        "y": (Relief("floats", "Conv_y"),),
+        "r": (Relief("floats", "Conv_c", 32),),
+        "c": (Relief("floats", "Conv_c", 32), Relief("floats", "Conv_y", 32)),
+        "y": (Relief("floats", "Conv_y", 32),),
     }
     _, plan = planned(NET, bits=4, act_bits=4)
     assert {(r.kind, r.name): r.reliefs for r in roundings(plan)} == {
-        ("weights", "Conv_c"): (Relief("weights", "Conv_c"),),
-        ("weights", "Conv_y"): (Relief("weights", "Conv_y"),),
-        ("activations", "r"): (Relief("activations", "r"),),
-        ("activations", "c"): (Relief("activations", "c"),),
-        ("activations", "y"): (Relief("floats", "Conv_y"),),
+        ("weights", "Conv_c"): (Relief("weights", "Conv_c", 8),),
+        ("weights", "Conv_y"): (Relief("weights", "Conv_y", 8),),
+        ("activations", "r"): (Relief("activations", "r", 8),),
+        ("activations", "c"): (Relief("activations", "c", 8),),
+        ("activations", "y"): (Relief("floats", "Conv_y", 32),),
     }
 
 
 def test_prices_are_shares_of_bytes_and_of_multiply_accumulates():
     _, plan = planned(NET, bits=4, act_bits=4)
     found = prices(plan, {"Conv_c": 300, "Conv_y": 100})
-    assert found[Relief("weights", "Conv_c")] == pytest.approx(0.5 * 108 / 288)
-    assert found[Relief("floats", "Conv_c")] == pytest.approx(0.75)
-    assert found[Relief("activations", "r")] == pytest.approx(8 * 4 / 1024 * 0.75)
+    assert found[Relief("weights", "Conv_c", 8)] == pytest.approx(0.5 * 108 / 288)
+    assert found[Relief("floats", "Conv_c", 32)] == pytest.approx(0.75)
+    assert found[Relief("activations", "r", 8)] == pytest.approx(8 * 4 / 1024 * 0.75)
 
 
 def judge(reference, x=X):
