@@ -134,16 +134,21 @@ def alone(plan: Model, rounding: Rounding) -> Model:
         return model
     placement, params = place(plan), plan.activations[rounding.name]
     tensor = model.graph.tensors()[rounding.name]
-    # What exists as codes is rounded for all, and what is quantized for a layer for this alone.
-    born = tensor.name in placement.born
-    floats = [] if born else [n for n in tensor.outputs if n.name not in placement.integer]
+    if tensor.name in placement.born:
+        # What exists as codes is rounded for all, also where it leaves the graph.
+        source, result = model.variable(tensor.name), tensor
+        tensor.inputs[0].outputs[0] = source
+    else:
+        # What is quantized for layers is rounded for these alone.
+        source, result = tensor, model.variable(tensor.name)
+        floats = [n for n in tensor.outputs if n.name not in placement.integer]
+        model.redirect(tensor, result, but=floats)
     grid = [
         model.constant("scale", params.scale),
         model.constant("zero_point", params.zero_point.astype(params.spec.dtype)),
     ]
-    codes, clipped, result = (model.variable(tensor.name) for _ in range(3))
-    model.redirect(tensor, result, but=floats)
-    model.add("QuantizeLinear", [tensor, *grid], codes)
+    codes, clipped = model.variable(tensor.name), model.variable(tensor.name)
+    model.add("QuantizeLinear", [source, *grid], codes)
     ends = [model.constant("end", np.array(end, np.uint8)) for end in (0, params.spec.qmax)]
     model.add("Clip", [codes, *ends], clipped)
     model.add("DequantizeLinear", [clipped, *grid], result)
