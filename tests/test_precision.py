@@ -150,6 +150,15 @@ def test_samples_that_run_together_judge_together(tmp_path):
     assert report.fit.judges == 6
 
 
+def test_inputs_without_a_row_for_each_sample_stay_whole(tmp_path):
+    graph = "(float[N,3,8,8] x, float[2,1,1,1,1] a) => (float[] y) { c = Conv(x, w) y = Mul(c, a) }"
+    proto = build(graph, w=(4, 3, 3, 3))
+    for rows in (1, 3):
+        samples = [feeds(proto, seed, rows) for seed in range(4)]
+        report, _ = quantize(proto, tmp_path, samples, min_sqnr=1)
+        assert report.fit.judges == 2 * rows
+
+
 def test_two_conversions_give_the_same_bytes(tmp_path):
     for name in ("q.onnx", "again.onnx"):
         convert(tmp_path, name, bits=3, act_bits=4, min_sqnr=28)
