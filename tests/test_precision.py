@@ -131,7 +131,8 @@ def test_what_cannot_be_judged_is_refused(tmp_path, graph, count, said):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"min_sqnr": float("nan")}, "not a number"), ({"calib": None, "act_bits": None,
+    [({"min_sqnr": float("nan")}, "not a number"), ({"min_sqnr": 4000.0}, "up to 300"),
+     ({"min_sqnr": -4000.0}, "up to 300"), ({"calib": None, "act_bits": None,
       "recipe": None, "min_sqnr": 20}, "needs --calib")],
 )  # fmt: skip
 def test_a_wish_that_means_nothing_is_refused(tmp_path, options, said):
