@@ -95,6 +95,9 @@ def fit(
         if not chosen:
             break
         reliefs |= {relief for i in chosen for relief in needed[i]}
+    # A tensor that had 8 bits before all around it came to compute in floats needs none any more.
+    idle = {r for r in reliefs if r.kind == "activations" and r.name not in quantized.activations}
+    reliefs -= idle - {*recipe.reliefs}
     sqnr = -10.0 * float(np.log10(noise.max()))
     return recipe.relieved(reliefs), Fit(least, sqnr, judge.count, tuple(sorted(reliefs)))
 

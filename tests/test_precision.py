@@ -82,6 +82,15 @@ def test_what_cannot_be_reached_is_missed_by_so_much_and_written_all_the_same(tm
     assert reached(report) > 40
 
 
+def test_tensors_that_are_floats_in_the_end_are_not_said_to_have_8_bits(tmp_path):
+    report = convert(tmp_path, bits=4, act_bits=4, min_sqnr=60)
+    assert report.kernels.integer == {}
+    assert {relief.kind for relief in report.fit.reliefs} == {"weights", "floats"}
+    skips = {skip.where for skip in report.outcomes["quantize-activations"].skips}
+    nodes = {relief.name for relief in report.fit.reliefs if relief.kind == "floats"}
+    assert skips == nodes
+
+
 def test_layers_in_floats_are_told_with_the_reason(tmp_path):
     report = convert(tmp_path, min_sqnr=47)
     floats = {relief.name for relief in report.fit.reliefs if relief.kind == "floats"}
