@@ -117,7 +117,9 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
     judge = Judge(reference, held)
     if not judge.outputs:
-        raise CalibrationError("--min-sqnr cannot be judged: no output has floats other than zero")
+        raise CalibrationError(
+            "--min-sqnr cannot be judged: no output has finite floats other than zero"
+        )
     return judge, without(samples, chosen, whole=False)
 
 

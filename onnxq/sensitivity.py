@@ -57,7 +57,7 @@ class Judge:
         held: What is run; the float model's outputs stay in memory.
 
     Attributes:
-        outputs: The outputs that are judged: floats, and not all zero.
+        outputs: The outputs that are judged: floats, finite, and not all zero.
         count: Number of samples.
         feeds: Those of the first run.
     """
@@ -65,11 +65,14 @@ class Judge:
     def __init__(self, reference: Model, held: Sequence[Batch]) -> None:
         session = Session(reference)
         self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
+        truths = [truth for _, truth in self._pairs]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
         self.outputs = [
             name
-            for name, x in self._pairs[0][1].items()
-            if np.issubdtype(x.dtype, np.floating) and any(t[name].any() for _, t in self._pairs)
+            for name, x in truths[0].items()
+            if np.issubdtype(x.dtype, np.floating)
+            and all(np.isfinite(truth[name]).all() for truth in truths)
+            and any(truth[name].any() for truth in truths)
         ]
 
     def noise(self, model: Model, most: int | None = None) -> Array:

@@ -126,10 +126,10 @@ def test_noise_that_is_no_number_is_loud():
     assert judge(reference).noise(broken).max() == LOUD
 
 
-def test_outputs_without_floats_or_signal_are_not_judged():
+def test_outputs_without_finite_floats_or_signal_are_not_judged():
     proto = build(
-        "(float[N,3,8,8] x) => (float[] y, float[] n, int64[] k) { y = Conv(x, w) n = Sub(y, y) "
-        "k = ArgMax<axis=1>(y) }",
+        "(float[N,3,8,8] x) => (float[] y, float[] n, float[] i, int64[] k) { y = Conv(x, w) "
+        "n = Sub(y, y) i = Reciprocal(n) k = ArgMax<axis=1>(y) }",
         w=(4, 3, 3, 3),
     )  # fmt: skip
     reference = from_proto(proto)
