@@ -110,7 +110,8 @@ class Report:
             worst = self.layers[0]
             if worst.accumulated < 20:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"
-                yield "to round less wherever it hurts most: --min-sqnr 20"
+                if self.fit is None:
+                    yield "to round less wherever it hurts most: --min-sqnr 20"
         yield from _reasons("left float, and why", self.why_float.items())
         for name, outcome in self.outcomes.items():
             skips = [skip for skip in outcome.skips if skip.where not in self.why_float]

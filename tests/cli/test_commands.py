@@ -250,6 +250,15 @@ def test_an_sqnr_that_is_missed_exits_with_1_and_says_by_how_much(here, onnxq):
     assert (here / "model.w8a8.onnx").is_file()
 
 
+def test_an_sqnr_is_proposed_where_a_layer_is_bad_and_none_is_asked_for(here, onnxq):
+    flags = ("--quality", "fast", "--bits", "2", "--per-tensor", "--force")
+    proposal = "to round less wherever it hurts most: --min-sqnr 20"
+    assert proposal in onnxq("convert", "model.onnx", *TENSORS, *flags).stdout
+    asked = onnxq("convert", "model.onnx", *TENSORS, *flags, "--min-sqnr", "1").stdout
+    assert "to leave the worst one alone" in asked
+    assert proposal not in asked
+
+
 def test_weights_beside_the_model_convert_to_the_same_bytes(here, onnxq):
     proto = onnx.load("model.onnx")
     onnx.save(proto, "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
