@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.data import Samples, batches, without
+from onnxq.data import Samples, batches, first_batch, without
 from onnxq.errors import CalibrationError
 from onnxq.inspect import multiply_accumulates
 from onnxq.model import Model
@@ -19,10 +19,11 @@ from onnxq.spec import Array
 
 # Plans that are tried at most; each relieves what the one before has left too much of.
 ROUNDS = 6
-# Of so many batches one judges; of fewer than ENOUGH times that every one in so many that ENOUGH
-# are left, but no more than every second.
+# One of so many runs judges, or a larger part where that makes fewer than ENOUGH, up to one half.
 HELD_OUT, ENOUGH = 10, 8
-# Batches that sensitivities are measured on.
+# Bytes of what judges, inputs and outputs: all of it stays in memory.
+BUDGET = 1 << 30
+# Runs that sensitivities are measured on.
 FEW = 8
 
 
@@ -108,11 +109,15 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     Raises:
         CalibrationError: There is nothing to judge with.
     """
-    inputs = Session(reference).inputs
+    session = Session(reference)
+    inputs = session.inputs
     keys = [batch.keys for batch in batches(samples, inputs, 1)]
     if len(keys) < 2:
         raise CalibrationError("--min-sqnr needs calibration data of two runs at least: one judges")
+    first = first_batch(samples, inputs).feeds
+    size = sum(x.nbytes for x in (*first.values(), *session.run(first).values()))
     every = min(max(len(keys) // ENOUGH, 2), HELD_OUT)
+    every = min(max(every, -(-len(keys) * size // BUDGET)), len(keys))
     chosen = {key for some in keys[every - 1 :: every] for key in some}
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
     judge = Judge(reference, held)

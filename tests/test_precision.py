@@ -169,6 +169,13 @@ def test_inputs_without_a_row_for_each_sample_stay_whole(tmp_path):
         assert report.fit.judges == 2 * rows
 
 
+@pytest.mark.parametrize(("budget", "judges"), [(1 << 30, 8), (2000, 6), (1, 1)])
+def test_no_more_judge_than_the_memory_allows(tmp_path, monkeypatch, budget, judges):
+    """An image and its scores take 296 bytes."""
+    monkeypatch.setattr("onnxq.precision.BUDGET", budget)
+    assert convert(tmp_path, calib=CALIB[:24], min_sqnr=1).fit.judges == judges
+
+
 def test_two_conversions_give_the_same_bytes(tmp_path):
     for name in ("q.onnx", "again.onnx"):
         convert(tmp_path, name, bits=3, act_bits=4, min_sqnr=28)
