@@ -224,7 +224,8 @@ def _describe(
         report.notes.append("no calibration data: weights only, activations stay float")
         return
     if not calibration.count:
-        report.notes.append("no pass of this recipe looks at the calibration data")
+        looks = "no pass of this recipe looks at the calibration data"
+        report.notes.append(f"{looks}, --min-sqnr alone does" if report.fit else looks)
         return
     samples = calibration.samples
     report.calibration = {

@@ -123,6 +123,13 @@ def test_weights_alone_are_relieved_too(tmp_path):
     assert 3 < report.cost.average_bits < 8
 
 
+def test_data_that_judge_alone_are_said_to_be_looked_at(tmp_path):
+    report = convert(tmp_path, bits=3, act_bits="float", min_sqnr=40)
+    assert report.fit.reliefs
+    note = "no pass of this recipe looks at the calibration data, --min-sqnr alone does"
+    assert note in report.notes
+
+
 CONV = "(float[N,3,8,8] x) => (float[] y) { c = Conv(x, w) y = Relu(c) }"
 INDEX = "(float[N,3,8,8] x) => (int64[] y) { c = Conv(x, w) y = ArgMax<axis=1>(c) }"
 
