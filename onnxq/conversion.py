@@ -136,7 +136,8 @@ def convert(
         raise UsageError("--min-sqnr needs --calib: there is nothing to measure noise on")
     if str(labels) not in ("auto", "none") and validate is None:
         raise UsageError("--labels needs --validate: they label its images")
-    if checkpoint is not None and not any(isinstance(p, LearnedPass) for p in chosen.lossy):
+    trains = any(isinstance(step, LearnedPass) for step in chosen.lossy)
+    if checkpoint is not None and not trains:
         raise UsageError("--checkpoint needs a recipe that trains, as --quality best does")
     model = load(source)
     target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
@@ -177,6 +178,8 @@ def convert(
     report.outcomes |= done.outcomes
     report.notes += done.model.notes
     report.fit = done.fit
+    if done.fit and trains:
+        report.notes.append("--min-sqnr was judged before training, which heeds other things, too")
     _describe(report, calibration, seed, preprocessing, origin)
 
     with restored_on_failure(target):
