@@ -79,11 +79,13 @@ def fit(
     most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
     reliefs, known = set(recipe.reliefs), dict[Rounding, Array]()
     for turn in range(1, ROUNDS + 1):
-        quantized = plan(recipe.relieved(reliefs), rest)
+        tried = recipe.relieved(reliefs)
+        quantized = plan(tried, rest)
         noise = judge.noise(quantized)
         if turn == ROUNDS or (noise <= most).all():
             break
-        before = unemitted(reference, plan(recipe.relieved(reliefs).plain, rest))
+        plain = quantized if tried.plain == tried else plan(tried.plain, rest)
+        before = unemitted(reference, plain)
         found = roundings(before)
         _measure([r for r in found if r not in known], before, judge, known, progress)
         shares = [LEFT if recipe.compensated and r.kind == "weights" else 1.0 for r in found]

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq import quantization
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.model import load
 from onnxq.recipe import Recipe, Relief
@@ -62,6 +63,18 @@ def test_the_recipe_in_the_file_makes_the_same_file_without_a_search(tmp_path):
     assert recipe.reliefs
     convert(tmp_path, "again.onnx", recipe=recipe)
     assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+def test_no_plan_is_made_twice(tmp_path, monkeypatch):
+    tried, trial = [], quantization._trial
+
+    def watched(reference, calibration, recipe, samples):
+        tried.append(recipe.to_json())
+        return trial(reference, calibration, recipe, samples)
+
+    monkeypatch.setattr(quantization, "_trial", watched)
+    convert(tmp_path, bits=4, act_bits=4, min_sqnr=30)
+    assert 1 < len(tried) == len(set(tried))
 
 
 def test_what_is_good_enough_stays_as_it_is(tmp_path):
