@@ -116,7 +116,7 @@ from onnxq.validation import validate as run_validate
     "--min-sqnr",
     type=float,
     metavar="DB",
-    help="Layers that hurt most get 8 bits or floats until all outputs have this SQNR.",
+    help="Layers that hurt most get more bits, or floats, until all outputs have this SQNR.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws.")
 @click.option(

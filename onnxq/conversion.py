@@ -33,6 +33,8 @@ from onnxq.storage import OLDEST
 
 # Samples behind the figures of every layer that every conversion prints.
 LAYER_EVIDENCE = 8
+# Nothing that is computed comes closer to anything else, unless it is equal.
+MOST_DECIBELS = 300
 NOT_VERIFIED = "not verified: the model does not run on random inputs; give --calib"
 # What onnx's checker says of an output without a shape, which onnxruntime does without.
 SHAPELESS = "Field 'shape' of 'type' is required but missing"
@@ -95,7 +97,7 @@ def convert(
         validate: Data to compare both models on.
         labels: ``auto``, ``none`` or a CSV file, for ``validate``.
         max_drop: Gate on the points lost there; the file is written all the same.
-        min_sqnr: Layers that hurt most get 8 bits or compute in floats until all outputs have this
+        min_sqnr: Layers that hurt most get more bits or compute in floats until all outputs have this
             SQNR in dB, on calibration samples held out; the file is written all the same.
         seed: Of the draw, and of what training draws.
         checkpoint: Where training keeps its state, to go on from.
@@ -128,13 +130,14 @@ def convert(
         raise UsageError("--max-drop is not a number")
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate: there is nothing to measure the drop on")
-    if min_sqnr is not None and not math.isfinite(min_sqnr):
-        raise UsageError("--min-sqnr is not a number of decibels")
+    if min_sqnr is not None and not abs(min_sqnr) <= MOST_DECIBELS:
+        raise UsageError(f"--min-sqnr is not a number of decibels up to {MOST_DECIBELS}")
     if min_sqnr is not None and calib is None:
         raise UsageError("--min-sqnr needs --calib: there is nothing to measure noise on")
     if str(labels) not in ("auto", "none") and validate is None:
         raise UsageError("--labels needs --validate: they label its images")
-    if checkpoint is not None and not any(isinstance(p, LearnedPass) for p in chosen.lossy):
+    trains = any(isinstance(step, LearnedPass) for step in chosen.lossy)
+    if checkpoint is not None and not trains:
         raise UsageError("--checkpoint needs a recipe that trains, as --quality best does")
     model = load(source)
     target = Path(output) if output else source.with_name(f"{source.stem}.{chosen.label}.onnx")
@@ -175,6 +178,8 @@ def convert(
     report.outcomes |= done.outcomes
     report.notes += done.model.notes
     report.fit = done.fit
+    if done.fit and trains:
+        report.notes.append("--min-sqnr was judged before training, which heeds other things, too")
     _describe(report, calibration, seed, preprocessing, origin)
 
     with restored_on_failure(target):
@@ -222,7 +227,8 @@ def _describe(
         report.notes.append("no calibration data: weights only, activations stay float")
         return
     if not calibration.count:
-        report.notes.append("no pass of this recipe looks at the calibration data")
+        looks = "no pass of this recipe looks at the calibration data"
+        report.notes.append(f"{looks}, --min-sqnr alone does" if report.fit else looks)
         return
     samples = calibration.samples
     report.calibration = {

@@ -202,8 +202,10 @@ def without(samples: "Samples", keys: Container[int], whole: bool) -> "Samples":
     assert isinstance(samples, Feeds)
     feeds = []
     for key, feed in samples.items():
-        kept = [row for row in range(_rows(feed)) if key + row not in keys]
-        if whole:
+        rows = _rows(feed)
+        kept = [row for row in range(rows) if key + row not in keys]
+        # Not all arrays need have a row for each sample: what can stay as it is does.
+        if whole or len(kept) == rows:
             feeds += [feed] if kept else []
         elif kept:
             feeds.append({name: x[kept] if x.ndim else x for name, x in feed.items()})

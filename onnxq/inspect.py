@@ -177,20 +177,22 @@ def _oaq_ssim(w: Floats) -> float | None:
 
 
 def _place(node: gs.Node, side: int) -> gs.Tensor:
-    """The tensor that has an element for every use of a weight: see ``_macs``."""
+    """The tensor whose shape tells how often weights are used: see ``_macs``."""
     return node.inputs[1 - side] if node.op == "ConvTranspose" else node.outputs[0]
 
 
 def _macs(node: gs.Node, side: int, weight: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a node: each weight's, once for every place it is used at.
+    """Multiply-accumulates of a node, with the shapes of its weight and of its place.
 
-    A convolution uses it at every position of its output, a transposed one of its input; a matrix
-    product at every row of the other operand.
+    A convolution uses each weight at every position of its output, a transposed one of its input;
+    every element of a matrix product takes as many as the operands have in common.
     """
     if "Conv" in node.op:
-        return math.prod(weight) * math.prod(shape) // shape[1]
-    out_axis = len(shape) - 1 if side == 1 else len(shape) - 2
-    return math.prod(weight[-2:]) * math.prod(shape) // shape[out_axis]
+        return math.prod(weight) * math.prod(shape) // max(1, shape[1])
+    if node.op == "Gemm":
+        return math.prod(weight) * math.prod(shape) // max(1, shape[side])
+    common = weight[-1] if side == 0 else weight[-2:][0]
+    return common * math.prod(shape)
 
 
 def _shapes(model: Model, names: Sequence[str], feeds: Feeds | None) -> dict[str, tuple[int, ...]]:

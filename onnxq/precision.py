@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxq.data import Samples, batches, without
+from onnxq.data import Samples, batches, first_batch, without
 from onnxq.errors import CalibrationError
 from onnxq.inspect import multiply_accumulates
 from onnxq.model import Model
@@ -21,10 +21,11 @@ from onnxq.spec import Array
 ROUNDS = 6
 # What a round aims at, relative to the one before: an estimate that fell short may do so again.
 STRICTER = 0.8
-# Of so many batches one judges; of fewer than ENOUGH times that every one in so many that ENOUGH
-# are left, but no more than every second.
+# One of so many runs judges, or a larger part where that makes fewer than ENOUGH, up to one half.
 HELD_OUT, ENOUGH = 10, 8
-# Batches that sensitivities are measured on.
+# Bytes of what judges, inputs and outputs: all of it stays in memory.
+BUDGET = 1 << 30
+# Runs that sensitivities are measured on.
 FEW = 8
 
 
@@ -80,11 +81,13 @@ def fit(
     most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
     reliefs, known = set(recipe.reliefs), dict[Rounding, Array]()
     for turn in range(1, ROUNDS + 1):
-        quantized = plan(recipe.relieved(reliefs), rest)
+        tried = recipe.relieved(reliefs)
+        quantized = plan(tried, rest)
         noise = judge.noise(quantized)
         if turn == ROUNDS or (noise <= most).all():
             break
-        before = unemitted(reference, plan(recipe.relieved(reliefs).plain, rest))
+        plain = quantized if tried.plain == tried else plan(tried.plain, rest)
+        before = unemitted(reference, plain)
         found = roundings(before)
         _measure([r for r in found if r not in known], before, judge, known, progress)
         shares = [LEFT if recipe.compensated and r.kind == "weights" else 1.0 for r in found]
@@ -99,6 +102,9 @@ def fit(
         if not chosen:
             break
         reliefs |= {relief for i in chosen for relief in needed[i]}
+    # A tensor that got bits before all around it came to compute in floats needs none any more.
+    idle = {r for r in reliefs if r.kind == "activations" and r.name not in quantized.activations}
+    reliefs -= idle - {*recipe.reliefs}
     sqnr = -10.0 * float(np.log10(noise.max()))
     fitted = recipe.relieved(reliefs)
     return fitted, Fit(least, sqnr, judge.count, fitted.reliefs)
@@ -110,16 +116,22 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     Raises:
         CalibrationError: There is nothing to judge with.
     """
-    inputs = Session(reference).inputs
+    session = Session(reference)
+    inputs = session.inputs
     keys = [batch.keys for batch in batches(samples, inputs, 1)]
     if len(keys) < 2:
         raise CalibrationError("--min-sqnr needs calibration data of two runs at least: one judges")
+    first = first_batch(samples, inputs).feeds
+    size = sum(x.nbytes for x in (*first.values(), *session.run(first).values()))
     every = min(max(len(keys) // ENOUGH, 2), HELD_OUT)
+    every = min(max(every, -(-len(keys) * size // BUDGET)), len(keys))
     chosen = {key for some in keys[every - 1 :: every] for key in some}
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
     judge = Judge(reference, held)
     if not judge.outputs:
-        raise CalibrationError("--min-sqnr cannot be judged: no output has floats other than zero")
+        raise CalibrationError(
+            "--min-sqnr cannot be judged: no output has finite floats other than zero"
+        )
     return judge, without(samples, chosen, whole=False)
 
 

@@ -110,7 +110,8 @@ class Report:
             worst = self.layers[0]
             if worst.accumulated < 20:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"
-                yield "to round less wherever it hurts most: --min-sqnr 20"
+                if self.fit is None:
+                    yield "to round less wherever it hurts most: --min-sqnr 20"
         yield from _reasons("left float, and why", self.why_float.items())
         for name, outcome in self.outcomes.items():
             skips = [skip for skip in outcome.skips if skip.where not in self.why_float]
@@ -127,7 +128,7 @@ class Report:
         if self.missed is not None:
             yield Text(gate_text(self.max_drop, self.missed), "red")
         if self.fit and self.fit.missed:
-            text = f"--min-sqnr {self.fit.least:g} missed by {self.fit.missed:.1f} dB"
+            text = f"--min-sqnr {self.fit.least:g} missed by {self.fit.missed:.2f} dB"
             yield Text(text, "red")
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ class Judge:
         held: What is run; the float model's outputs stay in memory.
 
     Attributes:
-        outputs: The outputs that are judged: floats, and not all zero.
+        outputs: The outputs that are judged: floats, finite, and not all zero.
         count: Number of samples.
         feeds: Those of the first run.
     """
@@ -72,11 +72,14 @@ class Judge:
     def __init__(self, reference: Model, held: Sequence[Batch]) -> None:
         session = Session(reference)
         self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
+        truths = [truth for _, truth in self._pairs]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
         self.outputs = [
             name
-            for name, x in self._pairs[0][1].items()
-            if np.issubdtype(x.dtype, np.floating) and any(t[name].any() for _, t in self._pairs)
+            for name, x in truths[0].items()
+            if np.issubdtype(x.dtype, np.floating)
+            and all(np.isfinite(truth[name]).all() for truth in truths)
+            and any(truth[name].any() for truth in truths)
         ]
 
     def noise(self, model: Model, most: int | None = None) -> Array:
@@ -146,16 +149,21 @@ def alone(plan: Model, rounding: Rounding) -> Model:
         return model
     placement, params = place(plan), plan.activations[rounding.name]
     tensor = model.graph.tensors()[rounding.name]
-    # What exists as codes is rounded for all, and what is quantized for a layer for this alone.
-    born = tensor.name in placement.born
-    floats = [] if born else [n for n in tensor.outputs if n.name not in placement.integer]
+    if tensor.name in placement.born:
+        # What exists as codes is rounded for all, also where it leaves the graph.
+        source, result = model.variable(tensor.name), tensor
+        tensor.inputs[0].outputs[0] = source
+    else:
+        # What is quantized for layers is rounded for these alone.
+        source, result = tensor, model.variable(tensor.name)
+        floats = [n for n in tensor.outputs if n.name not in placement.integer]
+        model.redirect(tensor, result, but=floats)
     grid = [
         model.constant("scale", params.scale),
         model.constant("zero_point", params.zero_point.astype(params.spec.dtype)),
     ]
-    codes, clipped, result = (model.variable(tensor.name) for _ in range(3))
-    model.redirect(tensor, result, but=floats)
-    model.add("QuantizeLinear", [tensor, *grid], codes)
+    codes, clipped = model.variable(tensor.name), model.variable(tensor.name)
+    model.add("QuantizeLinear", [source, *grid], codes)
     ends = [model.constant("end", np.array(end, np.uint8)) for end in (0, params.spec.qmax)]
     model.add("Clip", [codes, *ends], clipped)
     model.add("DequantizeLinear", [clipped, *grid], result)

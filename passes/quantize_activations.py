@@ -102,8 +102,10 @@ class QuantizeActivations(Pass):
             model.activations[name] = params
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
         nodes = {node.name for node in model.graph.nodes}
-        for name in sorted(self.wide.keys() - {*placement.roots} | {*self.floats} - nodes):
-            outcome.skip(name, "the recipe names it, and it is not there")
+        for name in sorted(self.wide.keys() - {*placement.roots}):
+            outcome.skip(name, "the recipe gives it more bits, and no integer kernel touches it")
+        for name in sorted({*self.floats} - nodes):
+            outcome.skip(name, "there is no such node to compute in floats")
         for name, why in sorted(placement.why_float.items()):
             outcome.skip(name, why)
         return outcome

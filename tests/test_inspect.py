@@ -21,6 +21,11 @@ LAYERS = {
     "grouped transposed conv": ("y = ConvTranspose<group=2>(x, w)", (4, 3, 2, 2), 4 * 3 * 4 * 64),
     "matmul": ("y = MatMul(x, w)", (8, 5), 8 * 5 * 4 * 8),
     "matmul from the left": ("y = MatMul(w, x)", (5, 8), 8 * 5 * 4 * 8),
+    "matmul of a vector": ("f = Reshape(x, all) y = MatMul(f, w)", (256, 5), 256 * 5),
+    "vector of a matmul": ("f = Reshape(x, all) y = MatMul(w, f)", (2, 5, 256), 2 * 5 * 256),
+    "matmul of two vectors": ("f = Reshape(x, all) y = MatMul(f, w)", (256,), 256),
+    "conv without channels": ("y = Conv(x, w)", (0, 4, 3, 3), 0),
+    "gemm without channels": ("f = Flatten(x) y = Gemm(f, w)", (256, 0), 0),
     "gemm": ("f = Flatten(x) y = Gemm(f, w)", (256, 5), 256 * 5),
     "transposed gemm": ("f = Flatten(x) y = Gemm<transB=1>(f, w)", (5, 256), 256 * 5),
 }
@@ -30,7 +35,8 @@ LAYERS = {
 @pytest.mark.parametrize("size", ["1", "N"])
 def test_multiply_accumulates_are_those_of_the_definition(name, size):
     nodes, shape, expected = LAYERS[name]
-    proto = build(f"(float[{size},4,8,8] x) => (float[] y) {{ {nodes} }}", w=shape)
+    graph = f"(float[{size},4,8,8] x) => (float[] y) {{ {nodes} }}"
+    proto = build(graph, w=shape, all=np.array([-1]))
     (layer,), _ = inspect(from_proto(proto))
     assert (layer.macs, layer.overhead, layer.shape) == (expected, 0, shape)
 

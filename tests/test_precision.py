@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 import onnxq
+from onnxq import quantization
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.model import load
 from onnxq.recipe import Recipe, Relief
@@ -73,6 +74,18 @@ def test_the_recipe_in_the_file_makes_the_same_file_without_a_search(tmp_path):
     assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
+def test_no_plan_is_made_twice(tmp_path, monkeypatch):
+    tried, trial = [], quantization._trial
+
+    def watched(reference, calibration, recipe, samples):
+        tried.append(recipe.to_json())
+        return trial(reference, calibration, recipe, samples)
+
+    monkeypatch.setattr(quantization, "_trial", watched)
+    convert(tmp_path, bits=4, act_bits=4, min_sqnr=30)
+    assert 1 < len(tried) == len(set(tried))
+
+
 def test_what_is_good_enough_stays_as_it_is(tmp_path):
     report = convert(tmp_path, bits=4, min_sqnr=15)
     convert(tmp_path, "plain.onnx", bits=4)
@@ -89,6 +102,15 @@ def test_what_cannot_be_reached_is_missed_by_so_much_and_written_all_the_same(tm
     # Computed in floats, weights stay in 8 bits.
     assert report.cost.average_bits == 8
     assert reached(report) > 40
+
+
+def test_tensors_that_are_floats_in_the_end_are_not_said_to_have_8_bits(tmp_path):
+    report = convert(tmp_path, bits=4, act_bits=4, min_sqnr=60)
+    assert report.kernels.integer == {}
+    assert {relief.kind for relief in report.fit.reliefs} == {"weights", "floats"}
+    skips = {skip.where for skip in report.outcomes["quantize-activations"].skips}
+    nodes = {relief.name for relief in report.fit.reliefs if relief.kind == "floats"}
+    assert skips == nodes
 
 
 def test_layers_in_floats_are_told_with_the_reason(tmp_path):
@@ -123,13 +145,20 @@ def test_weights_alone_are_relieved_too(tmp_path):
     assert 3 < report.cost.average_bits < 8
 
 
+def test_data_that_judge_alone_are_said_to_be_looked_at(tmp_path):
+    report = convert(tmp_path, bits=3, act_bits="float", min_sqnr=40)
+    assert report.fit.reliefs
+    note = "no pass of this recipe looks at the calibration data, --min-sqnr alone does"
+    assert note in report.notes
+
+
 CONV = "(float[N,3,8,8] x) => (float[] y) { c = Conv(x, w) y = Relu(c) }"
 INDEX = "(float[N,3,8,8] x) => (int64[] y) { c = Conv(x, w) y = ArgMax<axis=1>(c) }"
 
 
 @pytest.mark.parametrize(
     ("graph", "count", "said"),
-    [(CONV, 1, "needs calibration data of two runs"), (INDEX, 8, "no output has floats")],
+    [(CONV, 1, "needs calibration data of two runs"), (INDEX, 8, "no output has finite floats")],
 )
 def test_what_cannot_be_judged_is_refused(tmp_path, graph, count, said):
     proto = build(graph, w=(4, 3, 3, 3))
@@ -140,7 +169,8 @@ def test_what_cannot_be_judged_is_refused(tmp_path, graph, count, said):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"min_sqnr": float("nan")}, "not a number"), ({"calib": None, "act_bits": None,
+    [({"min_sqnr": float("nan")}, "not a number"), ({"min_sqnr": 4000.0}, "up to 300"),
+     ({"min_sqnr": -4000.0}, "up to 300"), ({"calib": None, "act_bits": None,
       "recipe": None, "min_sqnr": 20}, "needs --calib")],
 )  # fmt: skip
 def test_a_wish_that_means_nothing_is_refused(tmp_path, options, said):
@@ -157,6 +187,22 @@ def test_samples_that_run_together_judge_together(tmp_path):
     opened = build(CONV, w=(4, 3, 3, 3))
     report, _ = quantize(opened, tmp_path, [feeds(opened, s, 3) for s in range(4)], min_sqnr=1)
     assert report.fit.judges == 6
+
+
+def test_inputs_without_a_row_for_each_sample_stay_whole(tmp_path):
+    graph = "(float[N,3,8,8] x, float[2,1,1,1,1] a) => (float[] y) { c = Conv(x, w) y = Mul(c, a) }"
+    proto = build(graph, w=(4, 3, 3, 3))
+    for rows in (1, 3):
+        samples = [feeds(proto, seed, rows) for seed in range(4)]
+        report, _ = quantize(proto, tmp_path, samples, min_sqnr=1)
+        assert report.fit.judges == 2 * rows
+
+
+@pytest.mark.parametrize(("budget", "judges"), [(1 << 30, 8), (2000, 6), (1, 1)])
+def test_no_more_judge_than_the_memory_allows(tmp_path, monkeypatch, budget, judges):
+    """An image and its scores take 296 bytes."""
+    monkeypatch.setattr("onnxq.precision.BUDGET", budget)
+    assert convert(tmp_path, calib=CALIB[:24], min_sqnr=1).fit.judges == judges
 
 
 def test_two_conversions_give_the_same_bytes(tmp_path):

@@ -64,6 +64,14 @@ def test_a_tensor_alone_is_rounded_for_its_layer_and_not_for_floats(bits):
     assert not np.allclose(found["y"], inside["y"], rtol=1e-4)
 
 
+def test_a_tensor_that_leaves_the_graph_as_codes_is_rounded_there_too():
+    reference, plan = planned(NET, act_bits=3)
+    found, truth = outputs(alone(plan, one(plan, "y"))), outputs(reference)
+    rounded = affine.fake_quantize(truth["y"], plan.activations["y"])
+    np.testing.assert_allclose(found["y"], rounded, atol=1e-5)
+    assert not np.allclose(found["y"], truth["y"], rtol=1e-4)
+
+
 def test_weights_alone_are_rounded():
     _, plan = planned(NET, bits=4)
     model = alone(plan, one(plan, "Conv_c"))
@@ -131,10 +139,10 @@ def test_noise_that_is_no_number_is_loud():
     assert judge(reference).noise(broken).max() == LOUD
 
 
-def test_outputs_without_floats_or_signal_are_not_judged():
+def test_outputs_without_finite_floats_or_signal_are_not_judged():
     proto = build(
-        "(float[N,3,8,8] x) => (float[] y, float[] n, int64[] k) { y = Conv(x, w) n = Sub(y, y) "
-        "k = ArgMax<axis=1>(y) }",
+        "(float[N,3,8,8] x) => (float[] y, float[] n, float[] i, int64[] k) { y = Conv(x, w) "
+        "n = Sub(y, y) i = Reciprocal(n) k = ArgMax<axis=1>(y) }",
         w=(4, 3, 3, 3),
     )  # fmt: skip
     reference = from_proto(proto)

@@ -1,5 +1,6 @@
 """The cheapest way to leave little enough of a noise that has many sources."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ def cheapest(
 
     Greedy: what takes away most of the excess for its price goes first, and what turns out to be
     needless in the end is given back. Sources share what they cost: a unit that is paid for costs
-    nothing more. All of them, if even that is not enough.
+    nothing more. All of them, if even that is not enough. Of equals the first goes, whatever order
+    a set has its units in.
 
     Args:
         noise: Of each source at each output, (n, outputs), not negative.
@@ -31,7 +33,7 @@ def cheapest(
     left, paid, chosen = noise.sum(axis=0), set[T](), list[int]()
     while (left > most).any() and len(chosen) < len(noise):
         gain = (np.minimum(noise, np.maximum(left - most, 0.0)) / most).sum(axis=1)
-        cost = np.array([FREE + sum(price[unit] for unit in need - paid) for need in units])
+        cost = np.array([FREE + math.fsum(price[unit] for unit in need - paid) for need in units])
         worth = np.where(np.isin(np.arange(len(noise)), chosen), -1.0, gain / cost)
         chosen.append(int(worth.argmax()))
         paid |= units[chosen[-1]]

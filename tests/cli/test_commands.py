@@ -245,9 +245,18 @@ def test_an_sqnr_that_is_missed_exits_with_1_and_says_by_how_much(here, onnxq):
     result = onnxq("convert", "model.onnx", *TENSORS, *flags)
     assert (result.exit_code, result.stderr) == (1, "")
     fit = figures(here / "out.json")["fit"]
-    assert f"--min-sqnr 90 missed by {fit['missed_by']:.1f} dB" in result.stdout
+    assert f"--min-sqnr 90 missed by {fit['missed_by']:.2f} dB" in result.stdout
     assert f"{fit['sqnr']:.1f} dB on 8 samples held out, 90 wanted: 1" in result.stdout
     assert (here / "model.w8a8.onnx").is_file()
+
+
+def test_an_sqnr_is_proposed_where_a_layer_is_bad_and_none_is_asked_for(here, onnxq):
+    flags = ("--quality", "fast", "--bits", "2", "--per-tensor", "--force")
+    proposal = "to round less wherever it hurts most: --min-sqnr 20"
+    assert proposal in onnxq("convert", "model.onnx", *TENSORS, *flags).stdout
+    asked = onnxq("convert", "model.onnx", *TENSORS, *flags, "--min-sqnr", "1").stdout
+    assert "to leave the worst one alone" in asked
+    assert proposal not in asked
 
 
 def test_weights_beside_the_model_convert_to_the_same_bytes(here, onnxq):

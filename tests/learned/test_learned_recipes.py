@@ -75,6 +75,11 @@ def test_these_are_all_recipes_that_train():
     assert sorted(trained) == sorted(TRAINED)
 
 
+def test_an_sqnr_is_said_to_be_judged_before_training(digits, tmp_path):
+    report, _ = convert(digits, tmp_path, "bft", min_sqnr=1)
+    assert any("judged before training" in note for note in report.notes)
+
+
 @pytest.fixture
 def plans(monkeypatch):
     """Every plan that was written, as a model before it is written."""

@@ -38,6 +38,14 @@ def test_of_two_alike_the_cheaper_goes():
     assert cheapest(noise, units, {"a": 2.0, "b": 1.0}, np.array([1.0])) == [1]
 
 
+def test_the_order_that_sets_have_decides_nothing():
+    """Of a process to the next it changes, and with it a plain sum in its last bits."""
+    noise, units = np.ones((2, 1)), [frozenset({0, 1, 2}), frozenset({3, 4, 5})]
+    price = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.3, 4: 0.2, 5: 0.1}
+    assert sum([0.1, 0.2, 0.3]) > sum([0.3, 0.2, 0.1])
+    assert cheapest(noise, units, price, np.array([1.0])) == [0]
+
+
 def test_what_is_paid_for_is_paid_once():
     """Two sources behind one dear unit beat two cheaper ones behind a unit each."""
     noise = np.array([[1.0], [1.0], [1.1], [1.1]])
