@@ -97,8 +97,8 @@ def convert(
         validate: Data to compare both models on.
         labels: ``auto``, ``none`` or a CSV file, for ``validate``.
         max_drop: Gate on the points lost there; the file is written all the same.
-        min_sqnr: Layers that hurt most get more bits or compute in floats until all outputs have this
-            SQNR in dB, on calibration samples held out; the file is written all the same.
+        min_sqnr: Layers that hurt most get more bits or compute in floats until all outputs have
+            this SQNR in dB, on calibration samples held out; the file is written all the same.
         seed: Of the draw, and of what training draws.
         checkpoint: Where training keeps its state, to go on from.
         force: Replace an existing output.
