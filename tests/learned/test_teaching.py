@@ -67,7 +67,9 @@ def test_the_parts_of_a_loss_add_up_to_that_of_the_batch(plans, monkeypatch, siz
     found, parts = taught(lesson)
     assert found == pytest.approx(total, rel=1e-5)
     for part, slope in zip(parts, slopes, strict=True):
-        torch.testing.assert_close(part, slope, rtol=1e-3, atol=1e-5)
+        # A sum in another order may round one value to the next code; a part that is left out, or
+        # counted twice, is a twelfth.
+        assert float((part - slope).abs().max()) < 0.02 * float(slope.abs().max())
 
 
 def test_a_loss_is_what_its_formula_says(plans):
