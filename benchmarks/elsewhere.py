@@ -37,7 +37,7 @@ from onnxq.runtime import Session
 from onnxq.spec import Array
 
 COUNT, ROUNDS = 32, 31
-WISHES = (20.0, 25.0)
+WISHES = (20.0,)
 Feed = Mapping[str, Array]
 
 
