@@ -8,7 +8,7 @@ are painted on them, so that detectors and readers of text have something to ans
 
 Printed is a row: SQNR of the first output in dB and speed over the float model, by onnxruntime (its
 preprocessing, per channel, min-max ranges; raised to opset 13 if it is older), by onnxq, and by
-onnxq with --min-sqnr of each of WISHES. Batch 1, one thread, in turns; ratios are medians.
+onnxq with --min-sqnr WISH. Batch 1, one thread, in turns; ratios are medians.
 """
 
 import string
@@ -37,7 +37,7 @@ from onnxq.runtime import Session
 from onnxq.spec import Array
 
 COUNT, ROUNDS = 32, 31
-WISHES = (20.0,)
+WISH = 20.0
 Feed = Mapping[str, Array]
 
 
@@ -113,7 +113,7 @@ def row(folder: Path, model: Path, preprocess: Preprocess, words: bool) -> list[
             activation_type=QuantType.QUInt8,
         )
         found = [judged(reference, Session(rival), held)]
-        for wish in (None, *WISHES):
+        for wish in (None, WISH):
             report = onnxq.convert(model, ours, calib=seen, min_sqnr=wish, force=True)
             found.append(judged(reference, Session(ours), held))
             given = 0 if report.fit is None else len(report.fit.reliefs)

@@ -86,9 +86,13 @@ class Comparison:
     @property
     def drop(self) -> float | None:
         """Points lost: of top-1 with labels, else of agreement; None for other models."""
+        # In whole samples, so that 10 of 5,000 are 0.2 points and not a little more.
         if self.float_top1 and self.quantized_top1:
-            return self.float_top1.percent - self.quantized_top1.percent
-        return None if self.agreement is None else 100.0 - self.agreement.percent
+            lost = self.float_top1.hits - self.quantized_top1.hits
+            return 100.0 * lost / self.float_top1.count
+        if self.agreement is None:
+            return None
+        return 100.0 * (self.agreement.count - self.agreement.hits) / self.agreement.count
 
     def missed(self, max_drop: float | None) -> float | None:
         """Points beyond ``max_drop``; None if the gate is passed or not set.

@@ -51,6 +51,14 @@ def test_an_average_pool_that_rounds_up_over_its_padding_is_right_as_deployed(co
     assert report.fidelity.outputs["y"].sqnr > 30
 
 
+def test_a_gate_is_passed_by_just_what_it_allows():
+    """88.48 % less 88.28 % is a little more than 0.2 in binary fractions."""
+    labeled = Comparison(float_top1=Rate(4424, 5000), quantized_top1=Rate(4414, 5000))
+    assert labeled.missed(0.2) is None
+    assert labeled.missed(0.19) == pytest.approx(0.01)
+    assert Comparison(agreement=Rate(4990, 5000)).missed(0.2) is None
+
+
 @pytest.mark.parametrize(
     "tail", ["y = Greater(a, zero)", "g = ArgMax<axis=1>(a) y = Cast<to=6>(g)"], ids=["bool", "int"]
 )

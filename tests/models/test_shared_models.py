@@ -162,3 +162,22 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> 
         return int(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path))
 
     assert peak(1024) <= 1.1 * peak(64)
+
+
+@pytest.mark.slow
+def test_resnet20_of_2_bits_with_an_sqnr_of_24_db_is_smaller_than_of_4_bits_and_as_good(
+    tmp_path: Path,
+) -> None:
+    data = {"calib": CALIB, "validate": VAL, "verify": False}
+    plain = onnxq.convert(RESNET, tmp_path / "plain.onnx", bits=2, **data)
+    report = onnxq.convert(RESNET, tmp_path / "q.onnx", bits=2, min_sqnr=24, **data)
+    four = onnxq.convert(RESNET, tmp_path / "four.onnx", bits=4, **data)
+    assert plain.validation and report.validation and four.validation and report.fit
+    assert plain.validation.outputs["logits"].sqnr < 17
+    assert (report.exit_code, report.fit.judges) == (0, 25)
+    assert report.validation.outputs["logits"].sqnr > 23
+    assert report.bytes < four.bytes
+    assert report.validation.drop is not None
+    assert report.validation.drop < 0.5
+    assert report.validation.agreement is not None
+    assert report.validation.agreement.percent > 97.0
