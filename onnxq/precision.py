@@ -1,6 +1,6 @@
 """The SQNR that is asked for: a recipe rounds less, where that helps most for what it costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnxq.numerics.smoothing import LEFT
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe, Relief
 from onnxq.runtime import Session, in_order
-from onnxq.sensitivity import Judge, Rounding, alone, prices, roundings, unemitted
+from onnxq.sensitivity import SILENT, Judge, Rounding, alone, prices, roundings, unemitted
 from onnxq.spec import Array
 
 # Plans that are tried at most; each relieves what the one before has left too much of.
@@ -27,6 +27,8 @@ HELD_OUT, ENOUGH = 10, 8
 BUDGET = 1 << 30
 # Runs that sensitivities are measured on.
 FEW = 8
+# Roundings that are named as the worst.
+WORST = 5
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,15 @@ class Fit:
         sqnr: That of the output where it is least, on samples held out, before any training.
         judges: Number of those samples.
         reliefs: Where the recipe rounds less.
+        worst: Layers and tensors whose rounding cost most before any relief, each with its share of
+            all noise at the output where that is largest; none if no relief was needed.
     """
 
     least: float
     sqnr: float
     judges: int
     reliefs: tuple[Relief, ...]
+    worst: tuple[tuple[str, float], ...] = ()
 
     @property
     def missed(self) -> float | None:
@@ -79,7 +84,7 @@ def fit(
     judge, rest = _held_out(reference, samples)
     macs = multiply_accumulates(reference, judge.feeds)
     most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
-    reliefs, known = set(recipe.reliefs), dict[Rounding, Array]()
+    reliefs, known, worst = set(recipe.reliefs), dict[Rounding, Array](), dict[str, float]()
     for turn in range(1, ROUNDS + 1):
         tried = recipe.relieved(reliefs)
         quantized = plan(tried, rest)
@@ -94,6 +99,7 @@ def fit(
         each = np.array([known[r] * share for r, share in zip(found, shares, strict=True)])
         each = each.reshape(-1, len(noise))
         total = each.sum(axis=0)
+        worst = worst or _largest(found, each / np.maximum(total, SILENT))
         each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))
         needed = [frozenset(r.reliefs) for r in found]
         # What relief leaves of a noise is not counted: a round that has left too much is followed.
@@ -107,7 +113,13 @@ def fit(
     reliefs -= idle - {*recipe.reliefs}
     sqnr = -10.0 * float(np.log10(noise.max()))
     fitted = recipe.relieved(reliefs)
-    return fitted, Fit(least, sqnr, judge.count, fitted.reliefs)
+    return fitted, Fit(least, sqnr, judge.count, fitted.reliefs, tuple(worst.items()))
+
+
+def _largest(found: Sequence[Rounding], shares: Array) -> dict[str, float]:
+    """The names of the roundings with the largest shares of some output's noise, and these."""
+    most = shares.max(axis=1, initial=0.0)
+    return {found[i].name: float(most[i]) for i in np.argsort(-most, kind="stable")[:WORST]}
 
 
 def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:

@@ -148,6 +148,9 @@ class Report:
             facts.append(("weights", cost_text(self.cost)))
         if self.fit is not None:
             facts.append(("precision", fit_text(self.fit)))
+            if self.fit.worst:
+                shares = ", ".join(f"{name} {share:.0%}" for name, share in self.fit.worst)
+                facts.append(("cost most", shares))
         steps = [f"{name} {len(out.edits)}" for name, out in self.outcomes.items() if out]
         facts.append(("passes", ", ".join(steps)))
         if self.difference is not None:

@@ -66,6 +66,19 @@ def test_a_model_of_2_bits_has_layers_of_4_and_8_whatever_its_opset(tmp_path):
     assert len(report.kernels.integer) == 8
 
 
+def test_what_costs_most_is_named(tmp_path):
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, v) }",
+        w=(4, 3, 3, 3), v=(5, 4, 3, 3),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path, [feeds(proto, s, 4) for s in range(8)], min_sqnr=200)
+    names = {"Conv_a", "Conv_y", "x", "r", "y"}
+    assert {name for name, _ in report.fit.worst} <= names
+    shares = [share for _, share in report.fit.worst]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1.0)
+
+
 def test_the_recipe_in_the_file_makes_the_same_file_without_a_search(tmp_path):
     convert(tmp_path, bits=4, act_bits=4, min_sqnr=30)
     recipe = recipe_of(tmp_path / "q.onnx")
@@ -89,7 +102,7 @@ def test_no_plan_is_made_twice(tmp_path, monkeypatch):
 def test_what_is_good_enough_stays_as_it_is(tmp_path):
     report = convert(tmp_path, bits=4, min_sqnr=15)
     convert(tmp_path, "plain.onnx", bits=4)
-    assert report.fit.reliefs == ()
+    assert (report.fit.reliefs, report.fit.worst) == ((), ())
     assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
 
 
