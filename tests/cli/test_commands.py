@@ -498,6 +498,7 @@ def test_ctrl_c_while_modules_are_imported_ends_the_program_quietly(tmp_path):
     (tmp_path / "onnxruntime.py").write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "onnxq", "--version"],
+        cwd=tmp_path,  # in a checkout, the folder onnxq lies before what is installed
         capture_output=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )

@@ -127,7 +127,7 @@ def test_a_recipe_that_trains_gives_the_same_file_twice_and_it_is_what_was_train
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("best", {"act_bits": 4}),
+        ("best", {"act_bits": 4, "bits": 2}),
         ("brecq", {"act_bits": "float", "bits": 2}),
         slow("best", {"levels": "post"}),
         slow("brecq", {"act_bits": 4}),
