@@ -6,8 +6,8 @@ the signal, which every output has, not a classifier's alone.
 
 Relief has a price. Weights of more bits take room in the file; activations of more cost bit
 operations, which onnxruntime does not feel. Where 8 bits are too few, the nodes on both sides of a
-tensor compute in floats, with weights as small as before. A percent of the weights' bytes is held as
-dear as a percent of the multiply-accumulates in floats.
+tensor compute in floats, with weights as small as before. A percent of the weights' bytes is held
+as dear as a percent of the multiply-accumulates in floats.
 """
 
 from collections.abc import Mapping, Sequence
