@@ -104,7 +104,7 @@ def fit(
         needed = [frozenset(r.reliefs) for r in found]
         # What relief leaves of a noise is not counted: a round that has left too much is followed.
         aim = most * STRICTER ** (turn - 1)
-        chosen = cheapest(each, needed, prices(before, macs), aim)
+        chosen = cheapest(each, needed, prices(before, found, macs), aim)
         if not chosen:
             break
         reliefs |= {relief for i in chosen for relief in needed[i]}
@@ -139,7 +139,7 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     every = min(max(every, -(-len(keys) * size // BUDGET)), len(keys))
     chosen = {key for some in keys[every - 1 :: every] for key in some}
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
-    judge = Judge(reference, held)
+    judge = Judge(session, held)
     if not judge.outputs:
         raise CalibrationError(
             "--min-sqnr cannot be judged: no output has finite floats other than zero"

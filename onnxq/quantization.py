@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +11,7 @@ from onnxq.data import Images, Samples
 from onnxq.errors import UnsupportedModel, UsageError
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
-from onnxq.pipeline import LearnedPass, Outcome, Pass, run
+from onnxq.pipeline import LearnedPass, Outcome, run
 from onnxq.precision import Fit, fit
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess
 from onnxq.recipe import Recipe
@@ -93,7 +92,7 @@ def quantize(
         trial = partial(_trial, reference, calibration)
         samples, progress = calibration.samples, calibration.progress
         recipe, found = fit(reference, recipe, trial, samples, min_sqnr, progress)
-    model, lossy = _planned(reference, recipe.lossy[recipe.first_integer :], calibration)
+    model, lossy = _planned(reference, recipe, calibration)
     if not model.weights:
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.metadata["onnxq.version"] = __version__
@@ -108,23 +107,22 @@ def quantize(
 def _trial(reference: Model, calibration: Calibration, recipe: Recipe, samples: Samples) -> Model:
     """What a recipe makes of some of the samples, without training."""
     some = Calibration(samples, calibration.preprocess, calibration.progress)
-    return _planned(reference, recipe.untrained.lossy[recipe.first_integer :], some)[0]
+    return _planned(reference, recipe.untrained, some)[0]
 
 
 def _planned(
-    reference: Model, steps: Sequence[Pass], calibration: Calibration | None
+    reference: Model, recipe: Recipe, calibration: Calibration | None
 ) -> tuple[Model, dict[str, Outcome]]:
     """A copy behind the passes, and what each did; without those that train if they win nothing.
 
     No sample has to judge a training then, and the other passes take all.
     """
     model = reference.clone()
-    outcomes = run(model, steps, calibration)
-    training = [step.name for step in steps if isinstance(step, LearnedPass)]
+    outcomes = run(model, recipe.lossy[recipe.first_integer :], calibration)
+    training = [step.name for step in recipe.lossy if isinstance(step, LearnedPass)]
     if training and not any(outcomes[name] for name in training):
-        model = reference.clone()
-        rest = [step for step in steps if step.name not in training]
-        outcomes |= run(model, rest, calibration)
+        model, rest = _planned(reference, recipe.untrained, calibration)
+        outcomes |= rest
         outcomes[training[-1]].remark("model", WITHOUT_TRAINING)
     return model, outcomes
 

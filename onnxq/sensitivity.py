@@ -43,12 +43,17 @@ class Rounding:
         name: The layer's or the tensor's.
         bits: Of the grid.
         reliefs: All that a recipe has to relieve to be rid of it, or of most of it.
+        beside: The integer nodes that write or read a tensor.
+        born: Whether a tensor exists as codes, so that all its readers see it rounded; else only
+            those ``beside`` it do.
     """
 
     kind: Literal["weights", "activations"]
     name: str
     bits: int
     reliefs: tuple[Relief, ...] = field(compare=False)
+    beside: tuple[str, ...] = field(default=(), compare=False)
+    born: bool = field(default=False, compare=False)
 
     @property
     def part(self) -> float:
@@ -60,7 +65,7 @@ class Judge:
     """Noise of models against a float one.
 
     Args:
-        reference: The float model.
+        session: The float model.
         held: What is run; the float model's outputs stay in memory.
 
     Attributes:
@@ -69,8 +74,7 @@ class Judge:
         feeds: Those of the first run.
     """
 
-    def __init__(self, reference: Model, held: Sequence[Batch]) -> None:
-        session = Session(reference)
+    def __init__(self, session: Session, held: Sequence[Batch]) -> None:
         self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
         truths = [truth for _, truth in self._pairs]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
@@ -113,11 +117,12 @@ def roundings(plan: Model) -> list[Rounding]:
         if weight is not None and (bits := weight.params.spec.bits) < 8:
             own = Relief("weights", layer.name, _more(bits))
             found.append(Rounding("weights", layer.name, bits, (own,)))
-    for name, around in _beside(plan).items():
-        floats = tuple(Relief("floats", node, 32) for node in around)
-        bits = plan.activations[name].spec.bits
+    placement = place(plan) if plan.activations else Placement()
+    for name, beside in _beside(plan, placement).items():
+        floats = tuple(Relief("floats", node, 32) for node in beside)
+        bits, born = plan.activations[name].spec.bits, name in placement.born
         reliefs = (Relief("activations", name, _more(bits)),) if bits < 8 else floats
-        found.append(Rounding("activations", name, bits, reliefs))
+        found.append(Rounding("activations", name, bits, reliefs, tuple(beside), born))
     return found
 
 
@@ -126,9 +131,8 @@ def _more(bits: int) -> int:
     return 4 if bits < 4 else 8
 
 
-def _beside(plan: Model) -> dict[str, list[str]]:
+def _beside(plan: Model, placement: Placement) -> dict[str, list[str]]:
     """Every tensor on a grid of its own, and the integer nodes that write or read it."""
-    placement = place(plan) if plan.activations else Placement()
     found: dict[str, list[str]] = {}
     for node in plan.graph.nodes:
         if node.name in placement.integer:
@@ -147,16 +151,15 @@ def alone(plan: Model, rounding: Rounding) -> Model:
         error = affine.values(plan.weights[layer.name]).reshape(layer.weight.shape) - layer.weight
         layer.set_weight(model, layer.weight + np.float32(rounding.part) * error)
         return model
-    placement, params = place(plan), plan.activations[rounding.name]
-    tensor = model.graph.tensors()[rounding.name]
-    if tensor.name in placement.born:
+    params, tensor = plan.activations[rounding.name], model.graph.tensors()[rounding.name]
+    if rounding.born:
         # What exists as codes is rounded for all, also where it leaves the graph.
         source, result = model.variable(tensor.name), tensor
         tensor.inputs[0].outputs[0] = source
     else:
         # What is quantized for layers is rounded for these alone.
         source, result = tensor, model.variable(tensor.name)
-        floats = [n for n in tensor.outputs if n.name not in placement.integer]
+        floats = [n for n in tensor.outputs if n.name not in rounding.beside]
         model.redirect(tensor, result, but=floats)
     grid = [
         model.constant("scale", params.scale),
@@ -171,23 +174,29 @@ def alone(plan: Model, rounding: Rounding) -> Model:
     return model
 
 
-def prices(plan: Model, macs: Mapping[str, int | None]) -> dict[Relief, float]:
-    """What each relief costs.
+def prices(
+    plan: Model, found: Sequence[Rounding], macs: Mapping[str, int | None]
+) -> dict[Relief, float]:
+    """What each relief of some roundings costs.
 
     Args:
         plan: The plan.
+        found: Its roundings.
         macs: Multiply-accumulates of each layer.
     """
     size = {layer.name: layer.weight.size for layer in layers(plan)}
     total = max(1, sum(macs.get(name) or 0 for name in size))
     share = {name: (macs.get(name) or 0) / total for name in size}
-    found: dict[Relief, float] = {}
-    for name, w in plan.weights.items():
-        bits, part = w.params.spec.bits, size[name] / sum(size.values())
-        found[Relief("weights", name, _more(bits))] = (_more(bits) - bits) / 8 * part
-    for name, around in _beside(plan).items():
-        bits, read = plan.activations[name].spec.bits, sum(share.get(node, 0.0) for node in around)
-        # Bit operations by 8-bit weights, relative to those of 32 by 32 bits.
-        found[Relief("activations", name, _more(bits))] = 8 * (_more(bits) - bits) / 32**2 * read
-        found |= {Relief("floats", node, 32): max(share.get(node, 0.0), TRIFLE) for node in around}
-    return found
+    price: dict[Relief, float] = {}
+    for rounding in found:
+        name, bits, more = rounding.name, rounding.bits, _more(rounding.bits)
+        if rounding.kind == "weights":
+            part = size[name] / sum(size.values())
+            price[Relief("weights", name, more)] = (more - bits) / 8 * part
+        else:
+            read = sum(share.get(node, 0.0) for node in rounding.beside)
+            # Bit operations by 8-bit weights, relative to those of 32 by 32 bits.
+            price[Relief("activations", name, more)] = 8 * (more - bits) / 32**2 * read
+        for node in rounding.beside:
+            price[Relief("floats", node, 32)] = max(share.get(node, 0.0), TRIFLE)
+    return price

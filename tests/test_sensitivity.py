@@ -112,14 +112,15 @@ def test_only_what_could_be_rounded_less_is_a_rounding():
 
 def test_prices_are_shares_of_bytes_and_of_multiply_accumulates():
     _, plan = planned(NET, bits=4, act_bits=4)
-    found = prices(plan, {"Conv_c": 300, "Conv_y": 100})
+    found = prices(plan, roundings(plan), {"Conv_c": 300, "Conv_y": 100})
     assert found[Relief("weights", "Conv_c", 8)] == pytest.approx(0.5 * 108 / 288)
     assert found[Relief("floats", "Conv_c", 32)] == pytest.approx(0.75)
     assert found[Relief("activations", "r", 8)] == pytest.approx(8 * 4 / 1024 * 0.75)
 
 
 def judge(reference, x=X):
-    return Judge(reference, list(batches(samples(NET, len(x)), Session(reference).inputs, 2)))
+    session = Session(reference)
+    return Judge(session, list(batches(samples(NET, len(x)), session.inputs, 2)))
 
 
 def test_the_noise_of_a_model_is_relative_to_each_output():
@@ -146,5 +147,5 @@ def test_outputs_without_finite_floats_or_signal_are_not_judged():
         w=(4, 3, 3, 3),
     )  # fmt: skip
     reference = from_proto(proto)
-    held = list(batches(samples(proto, 2), Session(reference).inputs, 2))
-    assert Judge(reference, held).outputs == ["y"]
+    session = Session(reference)
+    assert Judge(session, list(batches(samples(proto, 2), session.inputs, 2))).outputs == ["y"]
