@@ -54,6 +54,13 @@ def test_what_is_paid_for_is_paid_once():
     assert cheapest(noise, units, price, np.array([2.2])) == [0, 1]
 
 
+def test_a_unit_that_is_paid_for_beats_a_cheaper_one_for_what_is_left():
+    noise = np.array([[1.0], [1.0], [0.6], [0.6]])
+    units = [frozenset("a"), frozenset("a"), frozenset("b"), frozenset("c")]
+    price = {"a": 1.0, "b": 0.65, "c": 0.65}
+    assert cheapest(noise, units, price, np.array([1.7])) == [0, 1]
+
+
 def test_an_output_that_is_quiet_enough_asks_for_nothing():
     noise = np.array([[5.0, 0.1], [0.1, 5.0]])
     units, price = [frozenset("a"), frozenset("b")], {"a": 9.0, "b": 1.0}
