@@ -1,5 +1,6 @@
 """An SQNR that is asked for: where a conversion rounds less, and what it reaches."""
 
+import itertools
 import json
 from importlib import resources
 
@@ -8,7 +9,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq import quantization
+from onnxq import precision, quantization
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.model import load
 from onnxq.recipe import Recipe, Relief
@@ -223,3 +224,35 @@ def test_two_conversions_give_the_same_bytes(tmp_path):
         convert(tmp_path, name, bits=3, act_bits=4, min_sqnr=28)
     assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
     assert onnx.load(tmp_path / "q.onnx").graph.node
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """Noise of the roundings, and what may be left of it, in each round of a search."""
+    seen, choose = [], precision.cheapest
+
+    def watched(noise, units, price, most):
+        seen.append((noise, most))
+        return choose(noise, units, price, most)
+
+    monkeypatch.setattr(precision, "cheapest", watched)
+    return seen
+
+
+def test_each_round_aims_further_than_the_one_before(tmp_path, rounds):
+    convert(tmp_path, min_sqnr=100)
+    aims = [float(most[0]) for _, most in rounds]
+    assert aims[0] == pytest.approx(1e-10)
+    assert len(aims) > 1
+    assert [b / a for a, b in itertools.pairwise(aims)] == pytest.approx([0.8] * (len(aims) - 1))
+
+
+@pytest.mark.parametrize(("quality", "counted"), [("fast", True), ("balanced", False)])
+def test_weights_that_make_up_for_each_other_count_as_far_as_they_cannot(
+    tmp_path, monkeypatch, rounds, quality, counted
+):
+    monkeypatch.setattr(precision, "LEFT", 0.0)
+    convert(tmp_path, bits=4, quality=quality, min_sqnr=40)
+    noise, _ = rounds[0]
+    assert bool(noise[:8].any()) is counted  # the eight layers stand before the tensors
+    assert noise[8:].all()
