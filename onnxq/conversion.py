@@ -178,6 +178,9 @@ def convert(
     report.outcomes |= done.outcomes
     report.notes += done.model.notes
     report.fit = done.fit
+    if done.fit:
+        unjudged = done.fit.unjudged.items()
+        report.notes += [f"--min-sqnr does not judge {name}: {why}" for name, why in unjudged]
     if done.fit and trains:
         report.notes.append("--min-sqnr was judged before training, which heeds other things, too")
     _describe(report, calibration, seed, preprocessing, origin)

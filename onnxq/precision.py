@@ -1,6 +1,6 @@
 """The SQNR that is asked for: a recipe rounds less, where that helps most for what it costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,14 @@ from onnxq.runtime import Session, in_order
 from onnxq.sensitivity import SILENT, Judge, Rounding, alone, prices, roundings, unemitted
 from onnxq.spec import Array
 
-# Plans that are tried at most; each relieves what the one before has left too much of.
+# Plans that are tried at most.
 ROUNDS = 6
 # What a round aims at, relative to the one before: an estimate that fell short may do so again.
 STRICTER = 0.8
+# Half a decibel is not worth another round.
+CLOSE = 0.9
 # One of so many runs judges, or a larger part where that makes fewer than ENOUGH, up to one half.
-HELD_OUT, ENOUGH = 10, 8
+HELD_OUT, ENOUGH = 10, 16
 # Bytes of what judges, inputs and outputs: all of it stays in memory.
 BUDGET = 1 << 30
 # Runs that sensitivities are measured on.
@@ -38,7 +40,9 @@ class Fit:
     Attributes:
         least: The SQNR in dB that every output was to have.
         sqnr: That of the output where it is least, on samples held out, before any training.
+        doubt: Its standard error in dB, by which it has to be better than what was asked for.
         judges: Number of those samples.
+        unjudged: Outputs that could not be judged, and why.
         reliefs: Where the recipe rounds less.
         worst: Layers and tensors whose rounding cost most before any relief, each with its share of
             all noise at the output where that is largest; none if no relief was needed.
@@ -46,14 +50,129 @@ class Fit:
 
     least: float
     sqnr: float
+    doubt: float
     judges: int
+    unjudged: Mapping[str, str]
     reliefs: tuple[Relief, ...]
     worst: tuple[tuple[str, float], ...] = ()
 
     @property
     def missed(self) -> float | None:
         """Decibels that are missing; None if none are."""
-        return self.least - self.sqnr if self.sqnr < self.least else None
+        sure = self.sqnr - self.doubt
+        return self.least - sure if sure < self.least else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that was tried.
+
+    Attributes:
+        reliefs: Where it rounds less.
+        model: What was made by it.
+        power: Noise power at the outputs, relative to the signal, (outputs,).
+        noise: The same and its standard error, which has to be low enough.
+    """
+
+    reliefs: frozenset[Relief]
+    model: Model
+    power: Array
+    noise: Array
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What could be relieved of a plan.
+
+    Attributes:
+        reliefs: Where the plan rounds less already.
+        found: What it rounds, n places.
+        each: Noise of each of them at the outputs, (n, outputs); they add up to the plan's.
+        price: Of every relief.
+    """
+
+    reliefs: frozenset[Relief]
+    found: Sequence[Rounding]
+    each: Array
+    price: Mapping[Relief, float]
+
+    def cheapest(self, aim: Array) -> frozenset[Relief]:
+        """All reliefs by which so much noise should be left, (outputs,), at the least price."""
+        needed = [frozenset(r.reliefs) for r in self.found]
+        chosen = cheapest(self.each, needed, self.price, aim)
+        return self.reliefs.union(*(needed[i] for i in chosen))
+
+
+class Search:
+    """Tries plans and judges them.
+
+    Args:
+        reference: The float model as quantization begins.
+        recipe: What is relieved.
+        plan: Makes a quantized model, which still has its plan, by a recipe from samples.
+        samples: Calibration data.
+        progress: Called after every sensitivity.
+
+    Attributes:
+        judge: Judges on samples that no plan sees.
+        count: Plans that were tried.
+        worst: The roundings that cost most in the first of them, if it had to be relieved.
+
+    Raises:
+        CalibrationError: There are too few samples, or no output can be judged.
+    """
+
+    def __init__(
+        self,
+        reference: Model,
+        recipe: Recipe,
+        plan: Callable[[Recipe, Samples], Model],
+        samples: Samples,
+        progress: Progress,
+    ) -> None:
+        self.judge, self._samples = _held_out(reference, samples)
+        self.count, self.worst = 0, dict[str, float]()
+        self._reference, self._recipe, self._plan = reference, recipe, plan
+        self._progress = progress
+        self._known = dict[Rounding, Array]()
+
+    def attempt(self, reliefs: frozenset[Relief]) -> Trial:
+        """A plan with some reliefs."""
+        model = self._plan(self._recipe.relieved(reliefs), self._samples)
+        power, error = self.judge.noise(model)
+        self.count += 1
+        return Trial(reliefs, model, power, power + error)
+
+    def choices(self, trial: Trial) -> Choices:
+        """What could be relieved in addition.
+
+        Sensitivities are those of rounding to nearest, since weights that make up for other errors
+        err where these are not; what such weights gain is LEFT. They are added up, and how far the
+        sum is off shows where everything is rounded, and corrects it.
+        """
+        tried = self._recipe.relieved(trial.reliefs)
+        plain = trial.model if tried.plain == tried else self._plan(tried.plain, self._samples)
+        before = unemitted(self._reference, plain)
+        found = roundings(before)
+        self._measure(before, [r for r in found if r not in self._known])
+        left = LEFT if tried.compensated else 1.0
+        each = [self._known[r] * (left if r.kind == "weights" else 1.0) for r in found]
+        noise = np.array(each).reshape(-1, len(trial.noise))
+        total = noise.sum(axis=0)
+        self.worst = self.worst or _largest(found, noise / np.maximum(total, SILENT))
+        noise *= np.divide(trial.noise, total, where=total > 0, out=np.ones_like(total))
+        macs = multiply_accumulates(self._reference, self.judge.feeds)
+        return Choices(trial.reliefs, found, noise, prices(before, found, macs))
+
+    def _measure(self, plan: Model, new: list[Rounding]) -> None:
+        """Find out what roundings do when they are alone."""
+
+        def noise(rounding: Rounding) -> Array:
+            return self.judge.noise(alone(plan, rounding), FEW)[0] / rounding.part**2
+
+        for rounding, found in zip(new, in_order(noise, new), strict=True):
+            self._known[rounding] = found
+            self._progress("measuring sensitivities", 1, len(new))
 
 
 def fit(
@@ -66,9 +185,8 @@ def fit(
 ) -> tuple[Recipe, Fit]:
     """Relieve a recipe until its plan, made without some samples, is good enough on these.
 
-    Sensitivities are those of rounding to nearest, since weights that make up for other errors err
-    where these are not; what such weights gain is LEFT. They are added up, and how far the sum is
-    off shows where everything is rounded, and corrects it.
+    Few samples tell the noise to within a decibel or several: what has to be low enough is the
+    noise and its standard error together.
 
     Args:
         reference: The float model as quantization begins.
@@ -81,39 +199,59 @@ def fit(
     Raises:
         CalibrationError: There are too few samples, or no output can be judged.
     """
-    judge, rest = _held_out(reference, samples)
-    macs = multiply_accumulates(reference, judge.feeds)
-    most = np.full(len(judge.outputs), 10.0 ** (-least / 10.0))
-    reliefs, known, worst = set(recipe.reliefs), dict[Rounding, Array](), dict[str, float]()
-    for turn in range(1, ROUNDS + 1):
-        tried = recipe.relieved(reliefs)
-        quantized = plan(tried, rest)
-        noise = judge.noise(quantized)
-        if turn == ROUNDS or (noise <= most).all():
-            break
-        plain = quantized if tried.plain == tried else plan(tried.plain, rest)
-        before = unemitted(reference, plain)
-        found = roundings(before)
-        _measure([r for r in found if r not in known], before, judge, known, progress)
-        shares = [LEFT if recipe.compensated and r.kind == "weights" else 1.0 for r in found]
-        each = np.array([known[r] * share for r, share in zip(found, shares, strict=True)])
-        each = each.reshape(-1, len(noise))
-        total = each.sum(axis=0)
-        worst = worst or _largest(found, each / np.maximum(total, SILENT))
-        each *= np.divide(noise, total, where=total > 0, out=np.ones_like(noise))
-        needed = [frozenset(r.reliefs) for r in found]
-        # What relief leaves of a noise is not counted: a round that has left too much is followed.
-        aim = most * STRICTER ** (turn - 1)
-        chosen = cheapest(each, needed, prices(before, found, macs), aim)
-        if not chosen:
-            break
-        reliefs |= {relief for i in chosen for relief in needed[i]}
+    search = Search(reference, recipe, plan, samples, progress)
+    trial = _relieved(search, frozenset(recipe.reliefs), 10.0 ** (-least / 10.0))
     # A tensor that got bits before all around it came to compute in floats needs none any more.
-    idle = {r for r in reliefs if r.kind == "activations" and r.name not in quantized.activations}
-    reliefs -= idle - {*recipe.reliefs}
-    sqnr = -10.0 * float(np.log10(noise.max()))
-    fitted = recipe.relieved(reliefs)
-    return fitted, Fit(least, sqnr, judge.count, fitted.reliefs, tuple(worst.items()))
+    tensors = trial.model.activations
+    idle = {r for r in trial.reliefs if r.kind == "activations" and r.name not in tensors}
+    fitted = recipe.relieved(trial.reliefs - (idle - {*recipe.reliefs}))
+    of = trial.noise.argmax()
+    sqnr, sure = (-10.0 * float(np.log10(x[of])) for x in (trial.power, trial.noise))
+    judge, worst = search.judge, tuple(search.worst.items())
+    return fitted, Fit(least, sqnr, sqnr - sure, judge.count, judge.unjudged, fitted.reliefs, worst)
+
+
+def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
+    """The first plan that leaves little enough noise, or one that gives up less; else the last.
+
+    Each round relieves what the one before has left too much of: what relief leaves of a noise is
+    not counted.
+    """
+    trial = search.attempt(reliefs)
+    aim = np.full(len(trial.noise), most)
+    while (trial.noise > most).any() and search.count < ROUNDS:
+        choices = search.choices(trial)
+        reliefs = choices.cheapest(aim)
+        if reliefs == trial.reliefs:
+            break
+        trial = search.attempt(reliefs)
+        if (trial.noise <= most).all():
+            return _given_back(search, choices, trial, aim, most)
+        aim = aim * STRICTER
+    return trial
+
+
+def _given_back(search: Search, choices: Choices, trial: Trial, aim: Array, most: float) -> Trial:
+    """A plan as good as is needed that gives up less than what the last choices led to.
+
+    What these aimed at, and what they started from, are halved again and again, in decibels, for
+    as long as the plan is better than it has to be.
+    """
+    good, bad = aim, np.maximum(choices.each.sum(axis=0), aim)
+    failed = {choices.reliefs}
+    while (trial.noise < CLOSE * most).all() and (good < CLOSE * bad).any():
+        middle = np.sqrt(good * bad)
+        reliefs = choices.cheapest(middle)
+        if reliefs not in {trial.reliefs, *failed}:
+            if search.count == ROUNDS:
+                break
+            found = search.attempt(reliefs)
+            if (found.noise > most).any():
+                failed.add(reliefs)
+            else:
+                trial = found
+        good, bad = (good, middle) if reliefs in failed else (middle, bad)
+    return trial
 
 
 def _largest(found: Sequence[Rounding], shares: Array) -> dict[str, float]:
@@ -141,24 +279,6 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
     judge = Judge(session, held)
     if not judge.outputs:
-        raise CalibrationError(
-            "--min-sqnr cannot be judged: no output has finite floats other than zero"
-        )
+        reasons = "; ".join(f"{name}: {why}" for name, why in judge.unjudged.items())
+        raise CalibrationError(f"--min-sqnr cannot be judged by any output: {reasons}")
     return judge, without(samples, chosen, whole=False)
-
-
-def _measure(
-    new: list[Rounding],
-    plan: Model,
-    judge: Judge,
-    known: dict[Rounding, Array],
-    progress: Progress,
-) -> None:
-    """Fill in what roundings do when they are alone."""
-
-    def noise(rounding: Rounding) -> Array:
-        return np.asarray(judge.noise(alone(plan, rounding), FEW) / rounding.part**2)
-
-    for rounding, found in zip(new, in_order(noise, new), strict=True):
-        known[rounding] = found
-        progress("measuring sensitivities", 1, len(new))

@@ -281,7 +281,8 @@ def fit_text(f: Fit) -> str:
     }
     parts = [f"{count[kind]} {what}" for kind, what in names.items() if count[kind]]
     given = ", ".join(parts) or "nothing had to be given up"
-    return f"{f.sqnr:.1f} dB on {f.judges} samples held out, {f.least:g} wanted: {given}"
+    found = f"{f.sqnr:.1f} dB, give or take {f.doubt:.1f}, on {f.judges} samples held out"
+    return f"{found}, {f.least:g} wanted: {given}"
 
 
 def human(size: int) -> str:

@@ -20,7 +20,7 @@ from onnxq.data import Batch
 from onnxq.layers import layers
 from onnxq.model import Model
 from onnxq.numerics import affine
-from onnxq.numerics.metrics import Fidelity
+from onnxq.numerics.metrics import Fidelity, noise_to_signal
 from onnxq.placement import Placement, data_inputs, place, root_of
 from onnxq.recipe import Relief
 from onnxq.runtime import Session
@@ -69,32 +69,52 @@ class Judge:
         held: What is run; the float model's outputs stay in memory.
 
     Attributes:
-        outputs: The outputs that are judged: floats, finite, and not all zero.
+        outputs: The outputs that are judged.
+        unjudged: The others, and why.
         count: Number of samples.
         feeds: Those of the first run.
     """
 
     def __init__(self, session: Session, held: Sequence[Batch]) -> None:
         self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
-        truths = [truth for _, truth in self._pairs]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
-        self.outputs = [
-            name
-            for name, x in truths[0].items()
-            if np.issubdtype(x.dtype, np.floating)
-            and all(np.isfinite(truth[name]).all() for truth in truths)
-            and any(truth[name].any() for truth in truths)
-        ]
+        flaws = {name: self._flaw(name) for name in self._pairs[0][1]}
+        self.outputs = [name for name, flaw in flaws.items() if flaw is None]
+        self.unjudged = {name: flaw for name, flaw in flaws.items() if flaw is not None}
 
-    def noise(self, model: Model, most: int | None = None) -> Array:
-        """Noise power relative to the signal, (outputs,), on at most so many batches."""
-        session, found = Session(model), {name: Fidelity() for name in self.outputs}
+    def _flaw(self, output: str) -> str | None:
+        """Why an output cannot be judged."""
+        truths = [truth[output] for _, truth in self._pairs]
+        if not np.issubdtype(truths[0].dtype, np.floating):
+            return "no floats"
+        if not all(np.isfinite(truth).all() for truth in truths):
+            return "infinite or not a number"
+        if not any(truth.any() for truth in truths):
+            return "zero throughout"
+        shapes = dict[tuple[tuple[int, ...], ...], tuple[int, ...]]()
+        for (batch, _), truth in zip(self._pairs, truths, strict=True):
+            read = tuple(x.shape for x in batch.feeds.values())
+            if shapes.setdefault(read, truth.shape) != truth.shape:
+                return "its shape depends on what the model reads"
+        return None
+
+    def noise(self, model: Model, most: int | None = None) -> tuple[Array, Array]:
+        """Noise power relative to the signal, and its standard error, on at most so many runs.
+
+        Returns:
+            Both (outputs,). Noise is between SILENT and LOUD, and its error no larger than LOUD.
+        """
+        session, powers = Session(model), list[list[tuple[float, float]]]()
         for batch, truth in self._pairs[:most]:
-            results = session.run(batch.feeds)
-            for name, fidelity in found.items():
+            results, found = session.run(batch.feeds), list[tuple[float, float]]()
+            for name in self.outputs:
+                fidelity = Fidelity()
                 fidelity.update(batch.trim(truth[name]), batch.trim(results[name]))
-        sqnr = np.array([fidelity.sqnr for fidelity in found.values()])
-        return np.clip(np.nan_to_num(10.0 ** (-sqnr / 10.0), nan=LOUD), SILENT, LOUD)
+                found.append((fidelity.noise, fidelity.signal))
+            powers.append(found)
+        ratio, error = noise_to_signal(*np.moveaxis(np.array(powers), -1, 0))
+        ratio = np.clip(np.nan_to_num(ratio, nan=LOUD), SILENT, LOUD)
+        return ratio, np.clip(np.nan_to_num(error), 0.0, LOUD)
 
 
 def unemitted(reference: Model, quantized: Model) -> Model:

@@ -129,15 +129,23 @@ def test_the_noise_of_a_model_is_relative_to_each_output():
     found, truth = outputs(alone(plan, one(plan, "r"))), outputs(reference)
     wanted = [np.sum((found[k] - truth[k]) ** 2) / np.sum(truth[k] ** 2) for k in ("y", "z")]
     assert (seen.outputs, seen.count) == (["y", "z"], 4)
-    np.testing.assert_allclose(seen.noise(alone(plan, one(plan, "r"))), wanted, atol=1e-6)
+    noise, error = seen.noise(alone(plan, one(plan, "r")))
+    np.testing.assert_allclose(noise, wanted, atol=1e-6)
     assert wanted[0] > 1e-4
+    # Two runs of two samples: the error is half the distance of what they say, weighed.
+    halves = [np.sum((found["y"][i : i + 2] - truth["y"][i : i + 2]) ** 2) for i in (0, 2)]
+    shares = [np.sum(truth["y"][i : i + 2] ** 2) for i in (0, 2)]
+    off = [h - wanted[0] * s for h, s in zip(halves, shares, strict=True)]
+    assert error[0] == pytest.approx(np.sqrt(2 * np.sum(np.square(off))) / np.sum(shares), rel=1e-3)
+    assert error[1] == 0.0
 
 
 def test_noise_that_is_no_number_is_loud():
     reference, _ = planned(NET)
     broken = reference.clone()
     broken.graph.nodes[-1].inputs[1].values = np.full((5, 4, 3, 3), np.nan, np.float32)
-    assert judge(reference).noise(broken).max() == LOUD
+    noise, error = judge(reference).noise(broken)
+    assert (noise.max(), error.max()) == (LOUD, 0.0)
 
 
 def test_outputs_without_finite_floats_or_signal_are_not_judged():

@@ -24,13 +24,15 @@ class Fidelity:
     precision, if it holds the squares: for float32 that moves a figure by less than 0.001 dB.
 
     Attributes:
+        signal: Sum of r^2.
+        noise: Sum of (r - x)^2.
         compared: Pairs folded in.
         incomparable: Pairs whose shapes differ, which are left out.
     """
 
     def __init__(self) -> None:
-        self._signal = 0.0
-        self._noise = 0.0
+        self.signal = 0.0
+        self.noise = 0.0
         self._other = 0.0
         self._product = 0.0
         self.compared = 0
@@ -49,9 +51,9 @@ class Fidelity:
         signal, other, noise, product = _sums(r, q)
         if not all(LEAST < squares < np.inf for squares in (signal, other, noise)):
             signal, other, noise, product = _sums(r.astype(np.float64), q.astype(np.float64))
-        self._signal += signal
+        self.signal += signal
         self._other += other
-        self._noise += noise
+        self.noise += noise
         self._product += product
 
     @property
@@ -59,9 +61,9 @@ class Fidelity:
         """Signal to noise in dB; inf if equal, -inf without signal, nan if that is infinite."""
         if not self.compared:
             return math.nan
-        if self._noise == 0.0:
+        if self.noise == 0.0:
             return math.inf
-        ratio = self._signal / self._noise
+        ratio = self.signal / self.noise
         return 10 * math.log10(ratio) if ratio else -math.inf
 
     @property
@@ -69,8 +71,8 @@ class Fidelity:
         """Cosine similarity; 1 if both are zero, nan without pairs."""
         if not self.compared:
             return math.nan
-        norm = math.sqrt(self._signal) * math.sqrt(self._other)
-        return self._product / norm if norm else float(self._signal == self._other)
+        norm = math.sqrt(self.signal) * math.sqrt(self._other)
+        return self._product / norm if norm else float(self.signal == self._other)
 
 
 def _sums(r: Floats, q: Floats) -> tuple[float, float, float, float]:
@@ -78,6 +80,27 @@ def _sums(r: Floats, q: Floats) -> tuple[float, float, float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         e = r - q
         return float(r @ r), float(q @ q), float(e @ e), float(r @ q)
+
+
+def noise_to_signal(noise: Floats, signal: Floats) -> tuple[Floats, Floats]:
+    """Noise power relative to the signal over all runs, and its standard error.
+
+    R = sum e_i / sum s_i; SE = sqrt(n / (n - 1) sum (e_i - R s_i)^2) / sum s_i, as of any ratio of
+    two means (Cochran, Sampling Techniques, 1977, chapter 6).
+
+    Args:
+        noise: Power of the noise e in each run, (n, ...).
+        signal: Of the signal s, of the same shape.
+
+    Returns:
+        Both of shape (...); inf or nan where there is no signal, and an error of 0 of a single run,
+        which tells none.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        total = signal.sum(axis=0)
+        ratio = noise.sum(axis=0) / total
+        spread = np.square(noise - ratio * signal).sum(axis=0)
+        return ratio, np.sqrt(spread * len(noise) / max(len(noise) - 1, 1)) / total
 
 
 def log_probabilities(scores: Floats) -> Floats:

@@ -13,6 +13,7 @@ from onnxq.numerics.metrics import (
     histogram_ssim,
     kl_divergence,
     log_probabilities,
+    noise_to_signal,
     ssim,
     wilson_interval,
 )
@@ -196,3 +197,25 @@ def test_wilson_interval_holds_the_rate(n: int, data: st.DataObject) -> None:
     assert 0 <= low <= hits / n + 1e-12
     assert hits / n - 1e-12 <= high <= 1
     assert low < high
+
+
+@pytest.mark.parametrize("runs", [8, 50])
+def test_the_error_of_a_noise_is_how_far_it_varies_from_draw_to_draw(runs: int) -> None:
+    """Noise grows with the signal, and both vary by half or so."""
+    rng = np.random.default_rng(0)
+    signal = rng.gamma(4.0, size=(runs, 4000))
+    ratio, error = noise_to_signal(0.01 * signal * rng.gamma(4.0, size=signal.shape), signal)
+    assert ratio.mean() == pytest.approx(0.04, rel=0.02)
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(ratio.std(), rel=0.1)
+
+
+def test_a_noise_in_proportion_to_the_signal_is_certain() -> None:
+    signal = np.array([[1.0], [2.0], [5.0]])
+    ratio, error = noise_to_signal(0.25 * signal, signal)
+    assert (ratio[0], error[0]) == (0.25, 0.0)
+
+
+def test_a_single_run_tells_no_error_and_no_signal_no_ratio() -> None:
+    ratio, error = noise_to_signal(np.array([[1.0, 1.0, 0.0]]), np.array([[4.0, 0.0, 0.0]]))
+    assert (ratio[0], error[0]) == (0.25, 0.0)
+    assert np.isinf(ratio[1]) and np.isnan(ratio[2])
