@@ -165,7 +165,7 @@ def write_json(path: Path | None, values: Any) -> None:
 def _not_a_model(context: Any, option: Any, path: Path | None) -> Path | None:
     """Refuse a bad place for figures before any work is done."""
     if path is not None:
-        if path.suffix == ".onnx":
+        if path.suffix == ".onnx" or path.name.endswith(".onnx.data"):
             raise UsageError(f"--json {path}: is the name of a model; name a .json file")
         check_writable(path, None, force=True)
     return path

@@ -1,5 +1,6 @@
 """Latency of quantized models as ratios to the float model, measured interleaved in one run."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.errors import InputError
+from onnxq.errors import InputError, UsageError
 from onnxq.runtime import Input, Session, random_feeds
 from onnxq.spec import Array
 
@@ -52,13 +53,18 @@ def bench(
 
     Args:
         files: The float model first.
-        threads: Intra-op threads of each.
+        threads: Intra-op threads of each, no more than there are cores: they wait for each other in
+            loops that never sleep.
         batch: Batch size where it is open.
         progress: Called after every round.
 
     Raises:
+        UsageError: There are fewer cores than threads.
         InputError: A model cannot be loaded or run.
     """
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        raise UsageError(f"--threads {threads}: this machine has {cores} cores")
     sessions = [Session(file, threads=threads) for file in files]
     feeds = random_feeds([_sized(i, batch) for i in sessions[0].inputs])
     for file, session in zip(files, sessions, strict=True):

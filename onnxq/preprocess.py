@@ -196,7 +196,9 @@ def as_input(x: Floats, dtype: np.dtype[Any]) -> Array:
 def explain(error: ValidationError) -> str:
     """A pydantic error on one line: where and what."""
     return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg'].removeprefix('Value error, ')}"
+        ": ".join(
+            filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")))
+        )
         for e in error.errors()
     )
 

@@ -8,12 +8,13 @@ A weight:            int8, or narrower and unpacked (storage.py), -> DequantizeL
 Weight of a float layer:  the same -> Cast(float) -> Mul(scale), which folds away at load
 """
 
+import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from pydantic import Field
+from pydantic import field_validator
 
 from onnxq.layers import Layer, layer_of
 from onnxq.model import FLOAT, Model
@@ -48,7 +49,14 @@ class InsertQdq(Pass):
     name: ClassVar[str] = "insert-qdq"
     exact: ClassVar[bool] = False
 
-    target_ort: str = Field(OLDEST, pattern=r"^1\.[2-9]\d(\.\d+)?$")
+    target_ort: str = OLDEST
+
+    @field_validator("target_ort")
+    @classmethod
+    def _check_version(cls, text: str) -> str:
+        if not re.fullmatch(r"1\.[2-9]\d(\.\d+)?", text):
+            raise ValueError(f"an onnxruntime is wanted, as 1.23, from 1.20 on, not {text}")
+        return text
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Rewrite the graph; tensors keep their names, so that they compare with the source's."""

@@ -229,7 +229,12 @@ BAD = {
         "convert model.onnx --levels apot --bits 6", USAGE, "apot weights have 2 to 5 bits, not 6"
     ),
     "no such levels": Bad("convert model.onnx --levels log", USAGE, "'log' is not one of"),
-    "no such version": Bad("convert model.onnx --target-ort new", USAGE, "target_ort: String sho"),
+    "no such version": Bad(
+        "convert model.onnx --target-ort new", USAGE, "as 1.23, from 1.20 on, not new"
+    ),
+    "groups and integer activations": Bad(
+        "convert model.onnx --group-size 8 --act-bits 8", USAGE, "onnxq: group_size needs float"
+    ),
     "bits that are no number": Bad("convert model.onnx --bits four", USAGE, "'four' is not"),
     "activation bits that are no number": Bad(
         "convert model.onnx --act-bits x", USAGE, "'--act-bits': 'x'"
@@ -351,6 +356,12 @@ BAD = {
     "the root as model": Bad("convert / -o q.onnx", INPUT, "/: no such file"),
     "figures without a folder": Bad(
         "convert model.onnx --json gone/out.json", USAGE, "does not exist"
+    ),
+    "figures over the data of a model": Bad(
+        "convert model.onnx --json q.onnx.data -o q.onnx", USAGE, "name of a model"
+    ),
+    "more threads than cores": Bad(
+        "bench model.onnx model.onnx --threads 100000", USAGE, "--threads 100000: this machine has"
     ),
     "figures over a model": Bad("bench model.onnx --json model.onnx model.onnx", USAGE, ".json"),
     "figures over the tensors": Bad(
