@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,22 @@ class Model:
             return None
         return tensor.outputs[0]
 
+    def names(self) -> set[str]:
+        """Every tensor and node name, subgraphs and functions included; built once per graph."""
+        known: tuple[gs.Graph, set[str]] | None = vars(self).get("_known_names")
+        if known is None or known[0] is not self.graph:
+            bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
+            names = {t.name for body in bodies for t in (*body.inputs, *body.outputs)}
+            for node in itertools.chain.from_iterable(body.nodes for body in bodies):
+                names.add(node.name)
+                names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
+            known = (self.graph, names)
+            self._known_names = known
+        return known[1]
+
     def fresh(self, wish: str) -> str:
         """A name no tensor or node of the model has, as close to ``wish`` as can be."""
-        taken = self._names()
+        taken = self.names()
         name = next(n for n in numbered(wish) if n not in taken)
         taken.add(name)
         return name
@@ -150,6 +163,21 @@ class Model:
         node = gs.Node(op, label, attrs, inputs=list(inputs), outputs=list(outputs))
         self.graph.nodes.append(node)
         return node
+
+    def shorten(self, kept: Collection[str]) -> None:
+        """Give tensors and nodes that are not ``kept`` names of a few letters.
+
+        A node is named three times, a tensor by its maker and each of its readers: where layers are
+        thin, names outweigh weights. What leaves the graph, or enters it, keeps its name.
+        """
+        ends = [*self.graph.inputs, *self.graph.outputs]
+        known = {*kept, *self.captured(), *(tensor.name for tensor in ends)}
+        short = (name for name in map("t{}".format, itertools.count()) if name not in known)
+        tensors = {id(t): t for node in self.graph.nodes for t in (*node.inputs, *node.outputs)}
+        for item in (*tensors.values(), *self.graph.nodes):
+            if item.name and item.name not in known:
+                item.name = next(short)
+        vars(self).pop("_known_names", None)
 
     def redirect(self, old: gs.Tensor, new: gs.Tensor, but: Iterable[gs.Node] = ()) -> None:
         """Let every reader of ``old`` read ``new`` instead, except the nodes in ``but``."""
@@ -382,19 +410,6 @@ class Model:
         finally:
             for constant in large:
                 constant._values = held[constant.name]
-
-    def _names(self) -> set[str]:
-        """Every tensor and node name, subgraphs and functions included; built once per graph."""
-        known: tuple[gs.Graph, set[str]] | None = getattr(self, "_known_names", None)
-        if known is None or known[0] is not self.graph:
-            bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
-            names = {t.name for body in bodies for t in (*body.inputs, *body.outputs)}
-            for node in itertools.chain.from_iterable(body.nodes for body in bodies):
-                names.add(node.name)
-                names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
-            known = (self.graph, names)
-            self._known_names = known
-        return known[1]
 
 
 def load(path: str | os.PathLike[str]) -> Model:

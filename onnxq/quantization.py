@@ -95,6 +95,7 @@ def quantize(
     model, lossy = _planned(reference, recipe, calibration)
     if not model.weights:
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
+    model.shorten(reference.names())
     model.metadata["onnxq.version"] = __version__
     model.metadata["onnxq.recipe"] = recipe.to_json()
     if origin != ASSUMED or (calibration and isinstance(calibration.samples, Images)):

@@ -28,6 +28,8 @@ OLDEST = "1.23"
 OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
+# The oldest onnxruntime that rounds the float bias of an integer Conv, of those that were tried.
+ROUNDING = (1, 23)
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
 LIMITED = {(1, 20): 21}
 # Types narrower than a byte: bits to numpy's dtypes of codes and of indices, the onnxruntime that
@@ -47,6 +49,11 @@ def parse_version(text: str) -> tuple[int, int]:
 def newest_opset(target: str) -> float:
     """The newest opset that ``target`` reads, as far as that was tried."""
     return LIMITED.get(parse_version(target), float("inf"))
+
+
+def rounds_biases(target: str) -> bool:
+    """Whether ``target`` rounds the float bias of an integer Conv by itself."""
+    return parse_version(target) >= ROUNDING
 
 
 def has_dtype(bits: int, target: str) -> bool:

@@ -34,7 +34,7 @@ from onnxq.placement import (
     place,
 )
 from onnxq.spec import Array, Floats, Ints, QParams
-from onnxq.storage import OLDEST, Storage
+from onnxq.storage import OLDEST, Storage, rounds_biases
 
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
@@ -85,7 +85,6 @@ class _Emitter:
         self.outcome = outcome
         self.codes: dict[str, gs.Tensor] = {}
         self.params: dict[str, QParams] = {}
-        self.grids: dict[str, tuple[gs.Constant, gs.Constant]] = {}
         self.entered: dict[str, gs.Tensor] = {}
         self.scalars: dict[bytes, gs.Tensor] = {}
 
@@ -235,20 +234,17 @@ class _Emitter:
         return result
 
     def _grid(self, name: str, params: QParams) -> tuple[gs.Constant, gs.Constant]:
-        """Scale and zero point of a tensor as constants, shared by all tensors on that grid."""
-        key = f"{params.scale.tobytes().hex()}.{params.zero_point.tobytes().hex()}"
-        if key not in self.grids:
-            zero_point = params.zero_point.astype(params.spec.dtype)
-            self.grids[key] = (
-                self.model.constant(f"{name}_scale", params.scale),
-                self.model.constant(f"{name}_zero_point", zero_point),
-            )
-        return self.grids[key]
+        """Scale and zero point of a tensor as constants."""
+        zero_point = params.zero_point.astype(params.spec.dtype)
+        return (
+            self.storage.shared(f"{name}_scale", params.scale),
+            self.storage.shared(f"{name}_zero_point", zero_point),
+        )
 
     # -- weights -------------------------------------------------------------------------------
 
     def _integer_layer(self, layer: Layer) -> None:
-        """Quantized weight and int32 bias of a layer whose data are dequantized codes."""
+        """Quantized weight, and bias, of a layer whose data are dequantized codes."""
         input_scale = float(self.params[layer.data.name].scale)
         weight = self.model.weights[layer.name]
         bias = layer.bias
@@ -260,7 +256,13 @@ class _Emitter:
             if raised:
                 what = f"weight scale raised on {raised} channels to fit the bias"
                 self.outcome.remark(layer.name, what)
-            self._store_bias(layer, *quantize_bias(bias, weight.params.scale, input_scale))
+            codes, scale = quantize_bias(bias, weight.params.scale, input_scale)
+            if layer.op == "Conv" and rounds_biases(self.storage.target):
+                # onnxruntime makes these codes of it, which take twice the room in a file.
+                rounded = (codes * scale).astype(np.float32)
+                layer.attach_bias(self.model.constant(f"{layer.name}_bias", rounded))
+            else:
+                self._store_bias(layer, codes, scale)
         params = weight.params
         # onnxruntime fuses a Gemm, or a MatMul and Add it makes one of, only if the zero point of
         # the weight is spelled out.

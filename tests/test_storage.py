@@ -13,6 +13,8 @@ from onnxq.spec import weight_spec
 from onnxq.storage import UNPACKERS
 from tests.graphs import build, feeds, quantize, run
 
+pytestmark = pytest.mark.usefixtures("long_names")
+
 LAYERS = {"w1": ((8, 3, 3, 3), 0), "w2": ((12, 8, 3, 3), 0), "w3": ((12, 5), 1)}
 NET = (
     "(float[1,3,10,10] x) => (float[] y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) "

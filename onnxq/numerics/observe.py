@@ -184,14 +184,17 @@ class RowSample:
     def _keep_least(self, keys: Array, places: Ints, rows_at: Callable[[Ints], Floats]) -> None:
         """Put rows with small keys into the slots of those with larger ones."""
         most = len(self._keys)
-        kept = np.argsort(np.concatenate([self._keys, keys]), kind="stable")[:most]
-        new = np.sort(kept[kept >= most]) - most
+        near = np.flatnonzero(keys < self._keys.max())
+        kept = np.argsort(np.concatenate([self._keys, keys[near]]), kind="stable")[:most]
+        new = near[np.sort(kept[kept >= most]) - most]
         if not new.size:
             return
         if not self._rows.shape[1]:
             groups, _, size = self._rows.shape
             self._rows = np.empty((groups, most, size), np.float32)
-        slots = np.setdiff1d(np.arange(most), kept)
+        free = np.ones(most, bool)
+        free[kept[kept < most]] = False
+        slots = np.flatnonzero(free)
         self._rows[:, slots] = rows_at(new)
         self._keys[slots], self._places[slots] = keys[new], places[new]
 

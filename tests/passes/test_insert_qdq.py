@@ -16,6 +16,8 @@ from onnxq.placement import MOVES
 from onnxq.spec import weight_spec
 from tests.graphs import build, feeds, quantize, run
 
+pytestmark = pytest.mark.usefixtures("long_names")
+
 IMAGE = "(float[1,3,9,9] x) => (float[] y)"
 ROWS = "(float[4,16] x) => (float[] y)"
 FIRST = "a = Conv<pads=[1,1,1,1]>(x, w1, b1)"
@@ -61,12 +63,12 @@ def converted(folder, proto, **options):
 @pytest.mark.parametrize(
     ("bits", "act_bits", "expected"),
     [
-        (8, 8, "Q DQ DQ DQ Conv Q DQ"),
-        (5, 8, "Q DQ DQ DQ Conv Q DQ"),
-        (3, 4, "Q Clip DQ DQ DQ Conv Q DQ"),
-        (4, 8, "Q DQ Cast DQ DQ Conv Q DQ"),
-        (8, 4, "Q Clip DQ DQ DQ Conv Q DQ"),
-        (4, 2, "Q Clip DQ Cast DQ DQ Conv Q DQ"),
+        (8, 8, "Q DQ DQ Conv Q DQ"),
+        (5, 8, "Q DQ DQ Conv Q DQ"),
+        (3, 4, "Q Clip DQ DQ Conv Q DQ"),
+        (4, 8, "Q DQ Cast DQ Conv Q DQ"),
+        (8, 4, "Q Clip DQ DQ Conv Q DQ"),
+        (4, 2, "Q Clip DQ Cast DQ Conv Q DQ"),
         (8, "float", "Cast Mul Conv Relu"),
         (3, "float", "Cast Mul Conv Relu"),
     ],
@@ -127,7 +129,7 @@ def test_a_bias_lies_on_the_product_of_both_scales_exactly(tmp_path):
         "g = Gemm(f, w2, b2) c = MatMul(g, w3) y = Add(c, b3) }",
         w1=(8, 3, 3, 3), b1=(8,), w2=(392, 8), b2=(1, 8), w3=(8, 5), b3=(5,),
     )  # fmt: skip
-    _, written = converted(tmp_path, proto)
+    _, written = converted(tmp_path, proto, target_ort="1.20")
     stored, made_by = initializers(written), producers(written)
     layers = [n for n in written.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
     assert len(layers) == 3
@@ -137,6 +139,39 @@ def test_a_bias_lies_on_the_product_of_both_scales_exactly(tmp_path):
         assert stored[f"{b}_codes"].dtype == np.int32
         reader = next(n for n in written.graph.node if f"{b}_codes" in n.input)
         assert (reader.op_type, len(reader.input)) == ("DequantizeLinear", 2)
+
+
+def test_the_bias_of_a_conv_is_stored_as_the_float_of_its_codes(tmp_path):
+    """onnxruntime rounds it, from 1.23 on: nothing else may come of it than of codes."""
+    proto = build(f"{IMAGE} {{ {FIRST} h = Relu(a) {LAST} }}", **CONVS)
+    _, whole = converted(tmp_path, proto, target_ort="1.20")
+    report, half = converted(tmp_path, proto)
+    codes, floats = initializers(whole), initializers(half)
+    for b, name in (("b1", "Conv_a_bias"), ("b3", "Conv_y_bias")):
+        assert floats[name].dtype == np.float32
+        restored = codes[f"{b}_codes"].astype(np.float64) * codes[f"{b}_scale"]
+        np.testing.assert_array_equal(floats[name], restored.astype(np.float32))
+        assert f"{b}_codes" not in floats
+    x = feeds(proto, seed=9)
+    np.testing.assert_array_equal(run(whole, x)["y"], run(half, x)["y"])
+    assert set(report.kernels.integer.values()) == {"QLinearConv"}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_names_that_only_the_file_has_are_short(tmp_path, monkeypatch, bits):
+    proto = build(f"{IMAGE} {{ {FIRST} {LAST.replace('h', 'a')} }}", **CONVS)
+    _, long = converted(tmp_path, proto, bits=bits)
+    monkeypatch.undo()
+    report, short = converted(tmp_path, proto, bits=bits)
+    known = {"x", "a", "y", "Conv_a", "Conv_y"}
+    names = {name for n in short.graph.node for name in (n.name, *n.input, *n.output)}
+    assert known <= names
+    assert all(len(name) <= 4 for name in names - known)
+    assert len(short.SerializeToString()) < len(long.SerializeToString())
+    assert [n.op_type for n in short.graph.node] == [n.op_type for n in long.graph.node]
+    assert {layer.name for layer in report.layers} == {"Conv_a", "Conv_y"}
+    x = feeds(proto, seed=9)
+    np.testing.assert_array_equal(run(short, x)["y"], run(long, x)["y"])
 
 
 @pytest.mark.parametrize(
@@ -572,7 +607,7 @@ def test_the_bias_of_a_nearly_dead_channel_does_not_overflow(tmp_path):
     w[1], w[2] = 1e-12 * w[1], 0.0
     b = np.array([0.5, -3.0, 2.0, 0.0], np.float32)
     proto = build(f"{IMAGE} {{ y = Conv(x, w, b) }}", w=w, b=b)
-    report, written = converted(tmp_path, proto)
+    report, written = converted(tmp_path, proto, target_ort="1.20")
     stored = initializers(written)
     restored = stored["b_codes"] * stored["b_scale"].astype(np.float64)
     np.testing.assert_allclose(restored, b, rtol=1e-3)
