@@ -1,6 +1,7 @@
 """Which layer hurts: the error of every layer's result, of its own making and as it accumulates.
 
-A quantized file keeps the names of the float model's tensors, so results compare by name.
+A quantized file keeps the names of the float model's tensors, so results compare by name. Where a
+result exists as codes alone, since what reads it only moves values, its node tells the name.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from onnxq.spec import Array, Floats, QParams, QuantSpec
 from onnxq.storage import stored, stored_names
 
 CUTS = {"Clip": 2, "Min": 1}  # what cuts codes off, and its input that says where
-TRANSPARENT = {"QuantizeLinear", *CUTS, "Max", "DequantizeLinear"}
+ROUNDING = {"QuantizeLinear", *CUTS, "Max"}
+TRANSPARENT = {*ROUNDING, "DequantizeLinear"}
 
 
 @dataclass
@@ -67,6 +69,7 @@ def layer_errors(
         samples: Data; a few dozen are enough.
         progress: Called after every batch.
     """
+    quantized = _dequantized(quantized, reference)
     bench, probes = _cut_out(quantized, set(_float_tensors(reference)))
     if not probes:
         return []
@@ -170,6 +173,33 @@ def _cut_out(quantized: Model, known: set[str]) -> tuple[Model, list[_Probe]]:
     return bench, probes
 
 
+def _dequantized(quantized: Model, reference: Model) -> Model:
+    """A copy in which results of layers that are codes alone are floats, too."""
+    copy = quantized.clone()
+    kept, named = {node.name for node in copy.graph.nodes}, copy.graph.tensors()
+    floats = {node.name: node for node in reference.graph.nodes}
+    for node in quantized_layers(copy):
+        codes, grid = node.outputs[0], list[gs.Tensor]()
+        while len(codes.outputs) == 1 and codes.outputs[0].op in ROUNDING:
+            reader = codes.outputs[0]
+            grid = grid or reader.inputs[1:3]
+            codes = reader.outputs[0]
+        moved = grid and all(reader.op != "DequantizeLinear" for reader in codes.outputs)
+        if moved and node.name in floats:
+            name = _last(floats[node.name], kept)
+            if name not in named:
+                copy.add("DequantizeLinear", [codes, *grid], gs.Variable(name))
+    return copy
+
+
+def _last(node: gs.Node, kept: set[str]) -> str:
+    """The result of a float layer and of the nodes behind it that the quantized one has in it."""
+    tensor = node.outputs[0]
+    while len(tensor.outputs) == 1 and tensor.outputs[0].name not in kept:
+        tensor = tensor.outputs[0].outputs[0]
+    return str(tensor.name)
+
+
 def _entry(tensor: gs.Tensor) -> str:
     """The float tensor that was quantized into ``tensor``."""
     while tensor.inputs and tensor.inputs[0].op in TRANSPARENT:
@@ -180,8 +210,8 @@ def _entry(tensor: gs.Tensor) -> str:
 def _result(node: gs.Node) -> gs.Tensor:
     """The layer's result as its readers see it: dequantized, if it is quantized."""
     tensor = node.outputs[0]
-    while len(tensor.outputs) >= 1 and tensor.outputs[0].op in TRANSPARENT:
-        reader = next((r for r in tensor.outputs if r.op == "DequantizeLinear"), tensor.outputs[0])
+    while readers := [reader for reader in tensor.outputs if reader.op in TRANSPARENT]:
+        reader = next((r for r in readers if r.op == "DequantizeLinear"), readers[0])
         tensor = reader.outputs[0]
         if reader.op == "DequantizeLinear":
             break

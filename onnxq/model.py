@@ -219,8 +219,11 @@ class Model:
         self.redirect(result, constant)
         return True
 
-    def ranks(self) -> dict[str, int]:
-        """Number of axes of the tensors ONNX's shape inference can tell; a hint, never a gate."""
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of the tensors ONNX's shape inference can tell, None for a size that is open.
+
+        A hint, never a gate.
+        """
         if self.nbytes > INLINE_LIMIT:
             return {}
         try:
@@ -229,10 +232,17 @@ class Model:
             return {}
         known = itertools.chain(graph.value_info, graph.input, graph.output)
         return {
-            v.name: len(v.type.tensor_type.shape.dim)
+            v.name: tuple(
+                d.dim_value if d.HasField("dim_value") else None
+                for d in v.type.tensor_type.shape.dim
+            )
             for v in known
             if v.type.tensor_type.HasField("shape")
         }
+
+    def ranks(self) -> dict[str, int]:
+        """Number of axes of the tensors of ``shapes``."""
+        return {name: len(shape) for name, shape in self.shapes().items()}
 
     def drop_traces(self) -> int:
         """Forget where in a program each node came from; the number of bytes that saves."""

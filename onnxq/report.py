@@ -106,7 +106,10 @@ class Report:
         yield facts
         if self.layers:
             yield ""
-            yield layer_table(self.layers[:WORST], f"worst {min(WORST, len(self.layers))} layers")
+            count = f"worst {min(WORST, len(self.layers))} of {len(self.layers)} layers"
+            if missing := self.kernels.total - len(self.layers):
+                count += f"; {missing} could not be compared"
+            yield layer_table(self.layers[:WORST], count)
             worst = self.layers[0]
             if worst.accumulated < 20:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"

@@ -99,7 +99,8 @@ class EqualizeActivations(Pass):
         s, noise = smoothing.factors(reads, region.free, smoothing.weight_noise(self.weights))
         least = WIDE_GAIN if self.bits == 8 else NODES_GAIN if longer else LEAST_GAIN
         enough = noise <= 1.0 - least
-        return s, noise, "" if enough else f"of its noise {noise:.0%} would be left"
+        left = "all" if noise >= 0.995 else f"{noise:.0%}"
+        return s, noise, "" if enough else f"of its noise {left} would be left"
 
 
 def _regions(model: Model) -> list[Region]:

@@ -13,13 +13,14 @@ from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evaluate import Comparison, Rate, compare
 from onnxq.exactness import TOLERANCE, largest_change
 from onnxq.model import from_proto, load
+from onnxq.numerics.metrics import Fidelity
 from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import METADATA_KEY, PRESETS
 from onnxq.recipes import PREPARATION
 from onnxq.runtime import Session
 from onnxq.sources import open_samples
 from onnxq.validation import quantized_against
-from tests.graphs import build
+from tests.graphs import build, feeds, quantize, run
 
 CONV = "a = Conv<pads=[1,1,1,1]>(x, w, b)"
 WEIGHTS = {"w": (4, 3, 3, 3), "b": (4,)}
@@ -320,3 +321,25 @@ def test_a_file_that_is_invalid_where_its_source_is_not_is_removed(tmp_path, mon
     with pytest.raises(PassError, match="the written file was invalid and is removed: it is odd"):
         onnxq.convert(source, target)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("act_bits", [8, 4])
+def test_a_result_that_only_moves_read_is_compared_too(tmp_path, act_bits):
+    """It exists as codes alone: the file has no floats of it."""
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y) { a = Conv(x, w1, b) r = Relu(a) k = Reshape(r, five) "
+        "n = Shape(r) t = Transpose<perm=[0,2,1,3,4]>(k) h = Reshape(t, n) y = Conv(h, w2) }",
+        w1=(4, 3, 3, 3), b=(4,), w2=(5, 4, 3, 3), five=np.array([0, 2, 2, 6, 6]),
+    )  # fmt: skip
+    samples = [feeds(proto, seed, 4) for seed in range(4)]
+    report, file = quantize(proto, tmp_path, samples, act_bits=act_bits, first_last_bits=2)
+    written = onnx.load(file)
+    assert "r" not in {name for node in written.graph.node for name in node.output}
+    found = {layer.name: layer for layer in report.layers}
+    assert found["Conv_a"].result == "r"
+    turned = run(written, samples[0], taps=["h"])["h"].reshape(4, 2, 2, 6, 6)
+    restored = turned.transpose(0, 2, 1, 3, 4).reshape(4, 4, 6, 6)
+    fidelity = Fidelity()
+    fidelity.update(run(proto, samples[0], taps=["r"])["r"], restored)
+    assert found["Conv_a"].accumulated == pytest.approx(fidelity.sqnr, abs=1.0)
+    assert found["Conv_a"].isolated > 10

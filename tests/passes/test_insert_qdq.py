@@ -391,7 +391,10 @@ BETWEEN = {
     "average pool": ("h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(a)", "QLinearAveragePool"),
     "average pool that counts its padding": (
         "h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1],count_include_pad=1>(a)",
-        "QLinearAveragePool"),
+        "QLinearConv"),
+    "average pool without padding": (
+        "k = AveragePool<kernel_shape=[1,3],strides=[1,2]>(a) h = Concat<axis=3>(k, a)",
+        "QLinearConv QLinearConcat"),
     "average pool that rounds up": (
         "h = AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(a)", "QLinearAveragePool"),
     "max pool": ("h = MaxPool<kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1]>(a)", ""),
@@ -433,6 +436,26 @@ def test_between_layers_nothing_computes_in_floats(tmp_path, name, act_bits):
     assert not kernels.keys() & FLOATS
     assert kernels["QuantizeLinear"] == 1
     assert report.layers[-1].accumulated > (30 if act_bits == 8 else 10)
+
+
+def test_a_conv_averages_as_the_pool_whose_place_it_takes(tmp_path):
+    nodes = (
+        "h = AveragePool<kernel_shape=[2,3],strides=[2,1],pads=[1,0,0,1],count_include_pad=1>(a)"
+    )
+    proto = build(f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS)
+    report, written = converted(tmp_path, proto, bits=3)
+    assert report.kernels.total == 2  # it holds no weights of its own
+    pools = [node for node in written.graph.node if node.name == "AveragePool_h"]
+    assert [node.op_type for node in pools] == ["Conv"]
+    data, weight = pools[0].input
+    found = run(
+        written, feeds(proto, seed=9), optimize=False, taps=[data, weight, *pools[0].output]
+    )
+    np.testing.assert_allclose(found[weight], np.full((8, 1, 2, 3), 1 / 6), rtol=1e-6)
+    padded = np.pad(found[data], [(0, 0), (0, 0), (1, 0), (0, 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3), axis=(2, 3))[:, :, ::2]
+    averages = windows.mean(axis=(4, 5))
+    np.testing.assert_allclose(found[pools[0].output[0]], averages, atol=1e-6 * averages.max())
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

@@ -28,7 +28,8 @@ def main(folder: Path) -> None:
         error = np.abs(logits - known["logits"]).max() / np.abs(known["logits"]).max()
         assert error <= ROUNDING, f"{file.name}: results differ by {error:.3f}"
         optimized = (folder / "optimized").read_bytes()
-        assert b"DequantizeLinear" not in optimized, f"{file.name}: not fused"
+        if file.stem.endswith(("a8", "afloat")):  # narrow copies of residuals are made of wide ones
+            assert b"DequantizeLinear" not in optimized, f"{file.name}: not fused"
         if "afloat" not in file.name:
             assert all(op.encode() in optimized for op in INTEGER), f"{file.name}: not integer"
         for leftover in (b"Range", b"Mod", b"Gather"):
