@@ -19,7 +19,7 @@ from onnxq.spec import Array
 
 # Plans that are tried at most.
 ROUNDS = 6
-# What a round aims at, relative to the one before: an estimate that fell short may do so again.
+# The least that a round aims at, relative to the one before: an estimate that fell short may again.
 STRICTER = 0.8
 # Half a decibel is not worth another round.
 CLOSE = 0.9
@@ -215,19 +215,22 @@ def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
     """The first plan that leaves little enough noise, or one that gives up less; else the last.
 
     Each round relieves what the one before has left too much of: what relief leaves of a noise is
-    not counted.
+    not counted. If the last one took away a part of what it should have, the next one will, too.
     """
     trial = search.attempt(reliefs)
-    aim = np.full(len(trial.noise), most)
+    aim = strict = np.full(len(trial.noise), most)
     while (trial.noise > most).any() and search.count < ROUNDS:
-        choices = search.choices(trial)
+        before, choices = trial.noise, search.choices(trial)
         reliefs = choices.cheapest(aim)
         if reliefs == trial.reliefs:
             break
         trial = search.attempt(reliefs)
         if (trial.noise <= most).all():
             return _given_back(search, choices, trial, aim, most)
-        aim = aim * STRICTER
+        part = (before - trial.noise) / np.maximum(before - aim, SILENT)
+        wanted = np.maximum(trial.noise - CLOSE * most, 0.0)
+        strict = strict * STRICTER
+        aim = np.maximum(strict, trial.noise - wanted / np.maximum(part, SILENT))
     return trial
 
 
