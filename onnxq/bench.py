@@ -62,9 +62,9 @@ def bench(
         UsageError: There are fewer cores than threads.
         InputError: A model cannot be loaded or run.
     """
-    cores = os.cpu_count() or 1
-    if threads > cores:
-        raise UsageError(f"--threads {threads}: this machine has {cores} cores")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if threads > (cores or 1):
+        raise UsageError(f"--threads {threads}: there are {cores or 1} cores to run on")
     sessions = [Session(file, threads=threads) for file in files]
     feeds = random_feeds([_sized(i, batch) for i in sessions[0].inputs])
     for file, session in zip(files, sessions, strict=True):

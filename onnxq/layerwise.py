@@ -15,6 +15,7 @@ from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity
 from onnxq.numerics.moments import OutputMoments
+from onnxq.placement import ACTIVATIONS
 from onnxq.progress import Progress, silent
 from onnxq.runtime import Session, in_order
 from onnxq.spec import Array, Floats, QParams, QuantSpec
@@ -182,21 +183,26 @@ def _dequantized(quantized: Model, reference: Model) -> Model:
         codes, grid = node.outputs[0], list[gs.Tensor]()
         while len(codes.outputs) == 1 and codes.outputs[0].op in ROUNDING:
             reader = codes.outputs[0]
-            grid = grid or reader.inputs[1:3]
+            grid = reader.inputs[1:3] if reader.op == "QuantizeLinear" else grid
             codes = reader.outputs[0]
         moved = grid and all(reader.op != "DequantizeLinear" for reader in codes.outputs)
         if moved and node.name in floats:
             name = _last(floats[node.name], kept)
-            if name not in named:
+            if name is not None and name not in named:
                 copy.add("DequantizeLinear", [codes, *grid], gs.Variable(name))
     return copy
 
 
-def _last(node: gs.Node, kept: set[str]) -> str:
-    """The result of a float layer and of the nodes behind it that the quantized one has in it."""
+def _last(node: gs.Node, kept: set[str]) -> str | None:
+    """The result of a float layer and of the activations behind it that the quantized one absorbed.
+
+    None if other nodes are gone, too, such as a product that changed the grid.
+    """
     tensor = node.outputs[0]
-    while len(tensor.outputs) == 1 and tensor.outputs[0].name not in kept:
-        tensor = tensor.outputs[0].outputs[0]
+    while len(tensor.outputs) == 1 and (reader := tensor.outputs[0]).name not in kept:
+        if reader.op not in ACTIVATIONS:
+            return None
+        tensor = reader.outputs[0]
     return str(tensor.name)
 
 

@@ -167,12 +167,14 @@ class Model:
     def shorten(self, kept: Collection[str]) -> None:
         """Give tensors and nodes that are not ``kept`` names of a few letters.
 
-        A node is named three times, a tensor by its maker and each of its readers: where layers are
-        thin, names outweigh weights. What leaves the graph, or enters it, keeps its name.
+        A tensor is named by its maker and by each of its readers: where layers are thin, names
+        outweigh weights. What enters or leaves the graph, and what bodies name, keeps its name; no
+        new name is one of the file that the model came from.
         """
         ends = [*self.graph.inputs, *self.graph.outputs]
         known = {*kept, *self.captured(), *(tensor.name for tensor in ends)}
-        short = (name for name in map("t{}".format, itertools.count()) if name not in known)
+        taken = known | self.names() | self.aside.names
+        short = (name for name in map("t{}".format, itertools.count()) if name not in taken)
         tensors = {id(t): t for node in self.graph.nodes for t in (*node.inputs, *node.outputs)}
         for item in (*tensors.values(), *self.graph.nodes):
             if item.name and item.name not in known:
@@ -222,7 +224,7 @@ class Model:
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes of the tensors ONNX's shape inference can tell, None for a size that is open.
 
-        A hint, never a gate.
+        What the model declares of tensors inside may be wrong.
         """
         if self.nbytes > INLINE_LIMIT:
             return {}

@@ -1,5 +1,6 @@
 """The SQNR that is asked for: a recipe rounds less, where that helps most for what it costs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,9 @@ from onnxq.spec import Array
 
 # Plans that are tried at most.
 ROUNDS = 6
-# The least that a round aims at, relative to the one before: an estimate that fell short may again.
+# A round aims no lower than this, relative to the one before.
 STRICTER = 0.8
-# Half a decibel is not worth another round.
+# What is nearer than this, half a decibel, is not worth another round.
 CLOSE = 0.9
 # One of so many runs judges, or a larger part where that makes fewer than ENOUGH, up to one half.
 HELD_OUT, ENOUGH = 10, 16
@@ -39,8 +40,10 @@ class Fit:
 
     Attributes:
         least: The SQNR in dB that every output was to have.
-        sqnr: That of the output where it is least, on samples held out, before any training.
-        doubt: Its standard error in dB, by which it has to be better than what was asked for.
+        sqnr: That of the output that is worst with its doubt taken off, on samples held out, before
+            any training.
+        doubt: Its standard error in dB, by which it has to be better than what was asked for; None
+            if a single run judges, which tells none.
         judges: Number of those samples.
         unjudged: Outputs that could not be judged, and why.
         reliefs: Where the recipe rounds less.
@@ -50,7 +53,7 @@ class Fit:
 
     least: float
     sqnr: float
-    doubt: float
+    doubt: float | None
     judges: int
     unjudged: Mapping[str, str]
     reliefs: tuple[Relief, ...]
@@ -59,7 +62,7 @@ class Fit:
     @property
     def missed(self) -> float | None:
         """Decibels that are missing; None if none are."""
-        sure = self.sqnr - self.doubt
+        sure = self.sqnr - (self.doubt or 0.0)
         return self.least - sure if sure < self.least else None
 
 
@@ -71,7 +74,7 @@ class Trial:
         reliefs: Where it rounds less.
         model: What was made by it.
         power: Noise power at the outputs, relative to the signal, (outputs,).
-        noise: The same and its standard error, which has to be low enough.
+        noise: The sum of that and its standard error: what has to be low enough.
     """
 
     reliefs: frozenset[Relief]
@@ -101,6 +104,10 @@ class Choices:
         needed = [frozenset(r.reliefs) for r in self.found]
         chosen = cheapest(self.each, needed, self.price, aim)
         return self.reliefs.union(*(needed[i] for i in chosen))
+
+    def cost(self, reliefs: frozenset[Relief]) -> float:
+        """What some reliefs cost, without those that the plan has."""
+        return math.fsum(self.price[relief] for relief in reliefs - self.reliefs)
 
 
 class Search:
@@ -144,7 +151,7 @@ class Search:
         return Trial(reliefs, model, power, power + error)
 
     def choices(self, trial: Trial) -> Choices:
-        """What could be relieved in addition.
+        """What could be relieved in addition; for the first trial, ``worst`` as well.
 
         Sensitivities are those of rounding to nearest, since weights that make up for other errors
         err where these are not; what such weights gain is LEFT. They are added up, and how far the
@@ -208,7 +215,8 @@ def fit(
     of = trial.noise.argmax()
     sqnr, sure = (-10.0 * float(np.log10(x[of])) for x in (trial.power, trial.noise))
     judge, worst = search.judge, tuple(search.worst.items())
-    return fitted, Fit(least, sqnr, sqnr - sure, judge.count, judge.unjudged, fitted.reliefs, worst)
+    doubt = sqnr - sure if judge.runs > 1 else None
+    return fitted, Fit(least, sqnr, doubt, judge.count, judge.unjudged, fitted.reliefs, worst)
 
 
 def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
@@ -218,7 +226,7 @@ def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
     not counted. If the last one took away a part of what it should have, the next one will, too.
     """
     trial = search.attempt(reliefs)
-    aim = strict = np.full(len(trial.noise), most)
+    aim = floor = np.full(len(trial.noise), most)
     while (trial.noise > most).any() and search.count < ROUNDS:
         before, choices = trial.noise, search.choices(trial)
         reliefs = choices.cheapest(aim)
@@ -227,25 +235,27 @@ def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
         trial = search.attempt(reliefs)
         if (trial.noise <= most).all():
             return _given_back(search, choices, trial, aim, most)
+        # So far below what is left as is missing, divided by the part that came true.
         part = (before - trial.noise) / np.maximum(before - aim, SILENT)
-        wanted = np.maximum(trial.noise - CLOSE * most, 0.0)
-        strict = strict * STRICTER
-        aim = np.maximum(strict, trial.noise - wanted / np.maximum(part, SILENT))
+        missing = trial.noise - CLOSE * most
+        floor = floor * STRICTER
+        aim = np.maximum(floor, trial.noise - missing / np.maximum(part, SILENT))
+        aim[trial.noise <= most] = most
     return trial
 
 
 def _given_back(search: Search, choices: Choices, trial: Trial, aim: Array, most: float) -> Trial:
-    """A plan as good as is needed that gives up less than what the last choices led to.
+    """A plan that is good enough and costs less than the one that some choices led to, if any.
 
-    What these aimed at, and what they started from, are halved again and again, in decibels, for
-    as long as the plan is better than it has to be.
+    For as long as the plan is better than it has to be, half of the decibels are tried between an
+    aim that was good enough and one that was not.
     """
     good, bad = aim, np.maximum(choices.each.sum(axis=0), aim)
     failed = {choices.reliefs}
     while (trial.noise < CLOSE * most).all() and (good < CLOSE * bad).any():
         middle = np.sqrt(good * bad)
         reliefs = choices.cheapest(middle)
-        if reliefs not in {trial.reliefs, *failed}:
+        if reliefs not in failed and choices.cost(reliefs) < choices.cost(trial.reliefs):
             if search.count == ROUNDS:
                 break
             found = search.attempt(reliefs)

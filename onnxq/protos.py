@@ -30,11 +30,19 @@ _TRACES = ("namespace", "pkg.onnxscript.", "pkg.torch.")
 
 @dataclass
 class Aside:
-    """What graphsurgeon drops, kept by name and put back on export."""
+    """What graphsurgeon drops, kept by name and put back on export.
+
+    Attributes:
+        header: The model without its graph.
+        values: Inputs and outputs.
+        nodes: Of nodes, what they have besides what they compute.
+        names: Every tensor and node of the file, also those that passes remove.
+    """
 
     header: ModelProto
     values: dict[str, onnx.ValueInfoProto]
     nodes: dict[str, onnx.NodeProto]
+    names: frozenset[str]
 
 
 def set_aside(proto: ModelProto) -> Aside:
@@ -48,7 +56,9 @@ def set_aside(proto: ModelProto) -> Aside:
     header.graph.metadata_props.extend(proto.graph.metadata_props)
     name_nodes(proto.graph)
     nodes: dict[str, onnx.NodeProto] = {}
+    names = {t.name for t in (*proto.graph.input, *proto.graph.initializer)}
     for node in all_nodes(proto.graph):
+        names.update((node.name, *node.input, *node.output))
         strange = take_unreadable(node)
         if strange or node.doc_string or node.metadata_props:
             kept = nodes[node.name] = onnx.NodeProto(op_type=node.op_type)
@@ -59,7 +69,7 @@ def set_aside(proto: ModelProto) -> Aside:
     for info in itertools.chain(proto.graph.input, proto.graph.output):
         values[info.name] = onnx.ValueInfoProto()
         values[info.name].CopyFrom(info)
-    return Aside(header, values, nodes)
+    return Aside(header, values, nodes, frozenset(names))
 
 
 def take_unreadable(node: onnx.NodeProto) -> list[AttributeProto]:

@@ -107,7 +107,7 @@ class Report:
         if self.layers:
             yield ""
             count = f"worst {min(WORST, len(self.layers))} of {len(self.layers)} layers"
-            if missing := self.kernels.total - len(self.layers):
+            if (missing := self.kernels.total - len(self.layers)) > 0:
                 count += f"; {missing} could not be compared"
             yield layer_table(self.layers[:WORST], count)
             worst = self.layers[0]
@@ -284,7 +284,8 @@ def fit_text(f: Fit) -> str:
     }
     parts = [f"{count[kind]} {what}" for kind, what in names.items() if count[kind]]
     given = ", ".join(parts) or "nothing had to be given up"
-    found = f"{f.sqnr:.1f} dB, give or take {f.doubt:.1f}, on {f.judges} samples held out"
+    error = "from one run" if f.doubt is None else f"give or take {f.doubt:.1f}"
+    found = f"{f.sqnr:.1f} dB, {error}, on {f.judges} samples held out"
     return f"{found}, {f.least:g} wanted: {given}"
 
 

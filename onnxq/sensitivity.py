@@ -71,6 +71,7 @@ class Judge:
     Attributes:
         outputs: The outputs that are judged.
         unjudged: The others, and why.
+        runs: Number of runs, one sample each unless samples only run together.
         count: Number of samples.
         feeds: Those of the first run.
     """
@@ -78,6 +79,7 @@ class Judge:
     def __init__(self, session: Session, held: Sequence[Batch]) -> None:
         self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
+        self.runs = len(held)
         flaws = {name: self._flaw(name) for name in self._pairs[0][1]}
         self.outputs = [name for name, flaw in flaws.items() if flaw is None]
         self.unjudged = {name: flaw for name, flaw in flaws.items() if flaw is not None}

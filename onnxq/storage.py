@@ -29,7 +29,7 @@ OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
 # The oldest onnxruntime that rounds the float bias of an integer Conv, of those that were tried.
-ROUNDING = (1, 23)
+ROUNDS_BIASES = (1, 23)
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
 LIMITED = {(1, 20): 21}
 # Types narrower than a byte: bits to numpy's dtypes of codes and of indices, the onnxruntime that
@@ -53,7 +53,7 @@ def newest_opset(target: str) -> float:
 
 def rounds_biases(target: str) -> bool:
     """Whether ``target`` rounds the float bias of an integer Conv by itself."""
-    return parse_version(target) >= ROUNDING
+    return parse_version(target) >= ROUNDS_BIASES
 
 
 def has_dtype(bits: int, target: str) -> bool:
@@ -216,7 +216,7 @@ class Storage:
 
     def shared(self, wish: str, values: Array) -> gs.Constant:
         """A constant, made once however many nodes need it."""
-        key = (values.dtype.str, values.shape, values.tobytes())
+        key = (values.dtype.name, values.shape, values.tobytes())
         if key not in self._constants:
             self._constants[key] = self.model.constant(wish, values)
         return self._constants[key]

@@ -4,6 +4,7 @@ An integer layer:    x -> DequantizeLinear -> Conv -> QuantizeLinear -> codes
 Codes below 8 bits:  QuantizeLinear -> Clip(codes, 2^b - 1) -> DequantizeLinear
 A ceiling by channel: QuantizeLinear -> Min(codes, ceilings) -> DequantizeLinear
 A move:              codes -> Transpose -> codes
+A bias:              int32 -> DequantizeLinear; of a Conv the float of its codes
 An AveragePool:      x -> DequantizeLinear -> depthwise Conv of equal weights -> QuantizeLinear
 A weight:            int8, or narrower and unpacked (storage.py), -> DequantizeLinear
 Weight of a float layer:  the same -> Cast(float) -> Mul(scale), which folds away at load
@@ -39,7 +40,8 @@ from onnxq.placement import (
 from onnxq.spec import Array, Floats, Ints, QParams
 from onnxq.storage import OLDEST, Storage, rounds_biases
 
-# The code of what a pool averages with: its sums with activations fit 16 bits.
+# The code of what a pool averages with: two products with activations fit the 16 bits in which
+# processors without instructions for dot products add them.
 AVERAGED = 64
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
@@ -67,11 +69,11 @@ class InsertQdq(Pass):
         """Rewrite the graph; tensors keep their names, so that they compare with the source's."""
         outcome = Outcome()
         placement = place(model) if model.activations else Placement()
-        pools = _pools(model, placement)
         for node in model.graph.nodes:
             for tensor in node.outputs:
                 if not model.is_output(tensor):
                     tensor.dtype = tensor.shape = None
+        pools = _pools(model, placement)
         emitter = _Emitter(model, placement, pools, outcome, Storage(model, self.target_ort))
         for node in list(model.graph.nodes):
             emitter.emit(node)
@@ -82,16 +84,20 @@ class InsertQdq(Pass):
 def _pools(model: Model, placement: Placement) -> dict[str, int]:
     """Integer AveragePools that a Conv can compute, and their channels.
 
-    All windows must be as large as the kernel, zeros around the image included.
+    All windows must be as large as the kernel, zeros around the image included, and their sums of
+    codes must fit int32.
     """
     found = [n for n in model.graph.nodes if n.op == "AveragePool" and n.name in placement.integer]
     shapes = model.shapes() if found else {}
     channels = dict[str, int]()
     for node in found:
         attrs, shape = node.attrs, shapes.get(node.inputs[0].name, ())
-        padded = any(attrs.get("pads", ())) and not attrs.get("count_include_pad", 0)
-        automatic = attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-        if len(shape) == 4 and shape[1] and not (padded or automatic or attrs.get("ceil_mode", 0)):
+        automatic = attrs.get("auto_pad", "NOTSET")
+        counted = attrs.get("count_include_pad", 0) and automatic == "NOTSET"
+        padded = (any(attrs.get("pads", ())) and not counted) or automatic.startswith("SAME")
+        large = 255 * AVERAGED * math.prod(attrs["kernel_shape"]) > np.iinfo(np.int32).max
+        odd = padded or large or attrs.get("ceil_mode", 0)
+        if len(shape) == 4 and shape[1] and not odd:
             channels[node.name] = shape[1]
     return channels
 
@@ -201,9 +207,9 @@ class _Emitter:
         channels, area = self.pools[node.name], math.prod(node.attrs["kernel_shape"])
         shape = np.array([channels, 1, *node.attrs["kernel_shape"]], np.int64)
         codes, weight = self.model.variable("codes"), self.model.variable("weight")
-        one = self.storage.shared("one", np.full((1, 1, 1, 1), AVERAGED, np.int8))
+        code = self.storage.shared("code", np.full((1, 1, 1, 1), AVERAGED, np.int8))
         scale = self.storage.shared("scale", np.asarray(1.0 / (AVERAGED * area), np.float32))
-        self.model.add("Expand", [one, self.storage.shared("shape", shape)], codes)
+        self.model.add("Expand", [code, self.storage.shared("shape", shape)], codes)
         self.model.add("DequantizeLinear", [codes, scale], weight)
         node.op = "Conv"
         node.inputs.append(weight)
@@ -303,7 +309,7 @@ class _Emitter:
                 self.outcome.remark(layer.name, what)
             codes, scale = quantize_bias(bias, weight.params.scale, input_scale)
             if layer.op == "Conv" and rounds_biases(self.storage.target):
-                # onnxruntime makes these codes of it, which take twice the room in a file.
+                # Codes and their scales take twice the room, and onnxruntime makes them of floats.
                 rounded = (codes * scale).astype(np.float32)
                 layer.attach_bias(self.model.constant(f"{layer.name}_bias", rounded))
             else:

@@ -20,7 +20,7 @@ from onnxq.recipes import PREPARATION
 from onnxq.runtime import Session
 from onnxq.sources import open_samples
 from onnxq.validation import quantized_against
-from tests.graphs import build, feeds, quantize, run
+from tests.graphs import build, feeds, norm, quantize, run
 
 CONV = "a = Conv<pads=[1,1,1,1]>(x, w, b)"
 WEIGHTS = {"w": (4, 3, 3, 3), "b": (4,)}
@@ -343,3 +343,39 @@ def test_a_result_that_only_moves_read_is_compared_too(tmp_path, act_bits):
     fidelity.update(run(proto, samples[0], taps=["r"])["r"], restored)
     assert found["Conv_a"].accumulated == pytest.approx(fidelity.sqnr, abs=1.0)
     assert found["Conv_a"].isolated > 10
+
+
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_a_result_whose_grid_a_product_changed_is_left_out(tmp_path, op):
+    proto = build(
+        f"(float[N,3,8,8] x) => (float[] y) {{ a = Conv(x, w, b) m = Relu(a) s = {op}(m, c) "
+        "t = Transpose<perm=[0,1,3,2]>(s) y = Conv(t, w2) }",
+        w=(4, 3, 3, 3), b=(4,), w2=(5, 4, 3, 3), c=np.float32(0.125),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert report.kernels.floating == []
+    assert all(layer.isolated > 25 for layer in report.layers)
+
+
+def test_new_names_are_none_of_the_source(tmp_path):
+    """A folded norm and its data are gone; what is new must not be taken for them."""
+    names = iter(range(100))
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y) { a = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(a) "
+        "t3 = Conv<pads=[1,1,1,1]>(r, w3) n = BatchNormalization(t3, g, s, m, v) c = Relu(n) "
+        "y = Conv(c, w2) }",
+        w1=(8, 3, 3, 3), w3=(8, 8, 3, 3), w2=(5, 8, 3, 3), **norm(8),
+    )  # fmt: skip
+    for node in proto.graph.node:
+        if node.op_type in ("BatchNormalization", "Relu"):
+            node.name = f"t{next(names)}"
+            node.doc_string = "of the source"
+    onnx.save(proto, tmp_path / "source.onnx")
+    _, file = quantize(proto, tmp_path)
+    written = onnx.load(file)
+    assert not [n.name for n in written.graph.node if n.doc_string and n.op_type != "Relu"]
+    assert "t3" not in {name for n in written.graph.node for name in (*n.input, *n.output)}
+    samples = [feeds(proto, seed) for seed in range(4)]
+    errors = quantized_against(tmp_path / "source.onnx", file, samples)
+    assert len(errors) == 3
+    assert all(error.isolated > 30 for error in errors)

@@ -14,6 +14,7 @@ from onnxq.errors import CalibrationError, UsageError
 from onnxq.model import load
 from onnxq.recipe import Recipe, Relief
 from onnxq.recipes import plan
+from onnxq.report import fit_text
 from onnxq.sensitivity import Rounding
 from tests.graphs import build, feeds, quantize
 
@@ -295,6 +296,33 @@ def test_what_was_given_up_in_vain_is_given_back(factor):
         # Three trials give back the half of what could be given back at least.
         needless = int(most / factor / 0.01) - (40 - len(first.reliefs))
         assert len(first.reliefs) - len(trial.reliefs) >= needless / 2
+
+
+def test_what_is_given_back_never_costs_more(tmp_path):
+    """Prices differ, and there are two outputs: a laxer aim may find a dearer way."""
+    rng = np.random.default_rng(0)
+    dearer = 0
+    for _ in range(200):
+        noise, most = rng.gamma(0.3, size=(12, 2)), 0.5
+        found = [Rounding("weights", str(i), 4, (Relief("weights", str(i), 8),)) for i in range(12)]
+        price = {r.reliefs[0]: p for r, p in zip(found, rng.gamma(0.3, size=12), strict=True)}
+        choices = precision.Choices(frozenset(), found, noise, price)
+        aim = np.full(2, 0.2)
+        first, laxer = (choices.cost(choices.cheapest(a)) for a in (aim, 1.5 * aim))
+        dearer += laxer > first
+        search = Guess(noise.sum(axis=1), 0.5)
+        start = search.attempt(choices.cheapest(aim))
+        trial = precision._given_back(search, choices, start, aim, most)
+        assert choices.cost(trial.reliefs) <= choices.cost(start.reliefs)
+        assert trial is start or (trial.noise <= most).all()
+    assert dearer > 0
+
+
+def test_a_single_run_that_judges_tells_no_error(tmp_path):
+    proto = build(CONV.replace("N", "4"), w=(4, 3, 3, 3))
+    report, _ = quantize(proto, tmp_path, [feeds(proto, s) for s in range(2)], min_sqnr=1)
+    assert (report.fit.judges, report.fit.doubt, report.exit_code) == (4, None, 0)
+    assert "from one run, on 4 samples held out" in fit_text(report.fit)
 
 
 def test_outputs_that_cannot_be_judged_are_told(tmp_path):

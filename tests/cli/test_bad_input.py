@@ -361,7 +361,7 @@ BAD = {
         "convert model.onnx --json q.onnx.data -o q.onnx", USAGE, "name of a model"
     ),
     "more threads than cores": Bad(
-        "bench model.onnx model.onnx --threads 100000", USAGE, "--threads 100000: this machine has"
+        "bench model.onnx model.onnx --threads 100000", USAGE, "--threads 100000: there are"
     ),
     "figures over a model": Bad("bench model.onnx --json model.onnx model.onnx", USAGE, ".json"),
     "figures over the tensors": Bad(

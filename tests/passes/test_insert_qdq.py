@@ -393,7 +393,8 @@ BETWEEN = {
         "h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1],count_include_pad=1>(a)",
         "QLinearConv"),
     "average pool without padding": (
-        "k = AveragePool<kernel_shape=[1,3],strides=[1,2]>(a) h = Concat<axis=3>(k, a)",
+        'k = AveragePool<kernel_shape=[1,3],strides=[1,2],auto_pad="VALID">(a) '
+        "h = Concat<axis=3>(k, a)",
         "QLinearConv QLinearConcat"),
     "average pool that rounds up": (
         "h = AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(a)", "QLinearAveragePool"),
@@ -456,6 +457,43 @@ def test_a_conv_averages_as_the_pool_whose_place_it_takes(tmp_path):
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3), axis=(2, 3))[:, :, ::2]
     averages = windows.mean(axis=(4, 5))
     np.testing.assert_allclose(found[pools[0].output[0]], averages, atol=1e-6 * averages.max())
+
+
+def test_an_average_of_very_many_values_does_not_overflow(tmp_path):
+    proto = build(
+        "(float[1,1,420,420] x) => (float[] y) { a = Conv(x, w1, b1) r = Relu(a) "
+        "h = AveragePool<kernel_shape=[418,418]>(r) y = Conv(h, w3) }",
+        w1=(2, 1, 1, 1), b1=np.full(2, 100.0, np.float32), w3=(3, 2, 1, 1),
+    )  # fmt: skip
+    report, _ = converted(tmp_path, proto)
+    assert report.kernels.operators["QLinearAveragePool"] == 1
+
+
+def test_a_wrong_number_of_channels_that_a_model_declares_makes_no_other_pool(tmp_path):
+    nodes = f"r = Relu(a) h = AveragePool<kernel_shape=[2,2]>(r) {LAST}"
+    proto = build(f"{IMAGE} {{ {FIRST} {nodes} }}", **CONVS)
+    wrong = onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, [1, 16, 9, 9])
+    proto.graph.value_info.append(wrong)
+    report, _ = converted(tmp_path, proto)
+    assert report.kernels.operators["QLinearConv"] == 3
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e4])
+def test_biases_of_any_size_that_convs_share_are_those_of_their_codes(tmp_path, per_tensor, size):
+    b = (size * np.random.default_rng(0).standard_normal(8)).astype(np.float32)
+    w = outlier(8, 4, 3, 3)
+    w[2] = 0.0
+    proto = build(
+        f"{IMAGE} {{ {FIRST} k = Conv<group=2>(a, w, b) l = Conv<group=2>(k, w, b) {LAST[:-11]}(l, "
+        "w3, b3) }",
+        **CONVS, w=w, b=b,
+    )  # fmt: skip
+    report, half = converted(tmp_path, proto, per_tensor=per_tensor)
+    _, whole = converted(tmp_path, proto, per_tensor=per_tensor, target_ort="1.20")
+    assert set(report.kernels.integer.values()) == {"QLinearConv"}
+    x = feeds(proto, seed=9)
+    np.testing.assert_array_equal(run(whole, x)["y"], run(half, x)["y"])
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
