@@ -513,6 +513,8 @@ import os, signal, sys
 import onnxq.conversion
 from onnxq.cli import main
 
+# What runs behind nohup ignores SIGHUP, and so would what it starts.
+signal.signal(int(sys.argv[1]), signal.SIG_DFL)
 onnxq.conversion._reload = lambda *_: os.kill(os.getpid(), int(sys.argv[1]))
 main(sys.argv[2:])
 """

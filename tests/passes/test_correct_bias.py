@@ -29,9 +29,9 @@ def shifts(proto, *steps, bits, **flags):
         biases = node.inputs[2:]
         if node.op == "MatMul":
             biases = [t for r in node.outputs[0].outputs if r.op == "Add" for t in r.inputs]
-        makers = [t.inputs[0] for t in biases if t.inputs]
-        scales = [m.inputs[1].values for m in makers if m.op == "DequantizeLinear"]
-        half = 0.5 * scales[0] if scales else 0.0
+        read = [t.inputs[0] for t in node.inputs[:2] if t.inputs]
+        steps = [maker.inputs[1].values for maker in read if maker.op == "DequantizeLinear"]
+        half = 0.5 * steps[0] * steps[1] if biases and len(steps) == 2 else 0.0
         excess = np.maximum(np.abs((y_q - y).mean(0)) - half, 0.0)
         found[name] = float((excess / y.std(0)).max())
     return found
