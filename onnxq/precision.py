@@ -220,12 +220,12 @@ def fit(
 
 
 def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
-    """The first plan that leaves little enough noise, or one that gives up less; else the last.
+    """The first plan that leaves little enough noise, or one that gives up less; else the best.
 
     Each round relieves what the one before has left too much of: what relief leaves of a noise is
     not counted. If the last one took away a part of what it should have, the next one will, too.
     """
-    trial = search.attempt(reliefs)
+    best = trial = search.attempt(reliefs)
     aim = floor = np.full(len(trial.noise), most)
     while (trial.noise > most).any() and search.count < ROUNDS:
         before, choices = trial.noise, search.choices(trial)
@@ -233,6 +233,7 @@ def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
         if reliefs == trial.reliefs:
             break
         trial = search.attempt(reliefs)
+        best = min(best, trial, key=lambda tried: tried.noise.max())
         if (trial.noise <= most).all():
             return _given_back(search, choices, trial, aim, most)
         # So far below what is left as is missing, divided by the part that came true.
@@ -241,7 +242,7 @@ def _relieved(search: Search, reliefs: frozenset[Relief], most: float) -> Trial:
         floor = floor * STRICTER
         aim = np.maximum(floor, trial.noise - missing / np.maximum(part, SILENT))
         aim[trial.noise <= most] = most
-    return trial
+    return best
 
 
 def _given_back(search: Search, choices: Choices, trial: Trial, aim: Array, most: float) -> Trial:

@@ -318,6 +318,28 @@ def test_what_is_given_back_never_costs_more(tmp_path):
     assert dearer > 0
 
 
+def test_the_best_plan_is_taken_if_none_is_good_enough():
+    """Few samples tell little: more relief may come out worse."""
+
+    class Luck(Guess):
+        def __init__(self):
+            super().__init__([], 1.0)
+            self.count = 0
+
+        def attempt(self, reliefs):
+            self.count += 1
+            power = np.array([(0.9, 0.4, 0.2, 0.5, 0.3, 0.6)[self.count - 1]])
+            return precision.Trial(reliefs, None, power, power)
+
+        def choices(self, trial):
+            own = Relief("weights", str(len(trial.reliefs)), 8)
+            found = [Rounding("weights", own.name, 4, (own,))]
+            return precision.Choices(trial.reliefs, found, trial.noise[None], {own: 1.0})
+
+    trial = precision._relieved(Luck(), frozenset(), 0.1)
+    assert (len(trial.reliefs), trial.noise[0]) == (2, 0.2)
+
+
 def test_a_single_run_that_judges_tells_no_error(tmp_path):
     proto = build(CONV.replace("N", "4"), w=(4, 3, 3, 3))
     report, _ = quantize(proto, tmp_path, [feeds(proto, s) for s in range(2)], min_sqnr=1)
