@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -168,8 +169,12 @@ class Search:
         total = noise.sum(axis=0)
         self.worst = self.worst or _largest(found, noise / np.maximum(total, SILENT))
         noise *= np.divide(trial.noise, total, where=total > 0, out=np.ones_like(total))
-        macs = multiply_accumulates(self._reference, self.judge.feeds)
-        return Choices(trial.reliefs, found, noise, prices(before, found, macs))
+        return Choices(trial.reliefs, found, noise, prices(before, found, self._macs))
+
+    @cached_property
+    def _macs(self) -> Mapping[str, int | None]:
+        """Multiply-accumulates of each layer."""
+        return multiply_accumulates(self._reference, self.judge.feeds)
 
     def _measure(self, plan: Model, new: list[Rounding]) -> None:
         """Find out what roundings do when they are alone."""

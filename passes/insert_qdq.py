@@ -213,7 +213,7 @@ class _Emitter:
         self.model.add("DequantizeLinear", [codes, scale], weight)
         node.op = "Conv"
         node.inputs.append(weight)
-        kept = ("kernel_shape", "strides", "pads", "dilations")
+        kept = ("kernel_shape", "strides", "pads")
         node.attrs = {k: v for k, v in node.attrs.items() if k in kept} | {"group": channels}
 
     def _shield(self, node: gs.Node) -> None:

@@ -340,6 +340,35 @@ def test_the_best_plan_is_taken_if_none_is_good_enough():
     assert (len(trial.reliefs), trial.noise[0]) == (2, 0.2)
 
 
+def test_a_round_aims_as_far_as_the_last_one_fell_short():
+    """Of two outputs the second is good enough, and does not have to become better."""
+    aims, noises = [], [(0.5, 0.05), (0.3, 0.095), (0.11, 0.095), (0.1, 0.1)]
+
+    class Steps:
+        count = 0
+
+        def attempt(self, reliefs):
+            self.count += 1
+            power = np.array(noises[self.count - 1])
+            return precision.Trial(reliefs, None, power, power)
+
+        def choices(self, trial):
+            return self
+
+        def cheapest(self, aim):
+            aims.append(aim)
+            return frozenset(Relief("weights", str(i), 8) for i in range(self.count))
+
+        each = np.array([[0.1, 0.1]])
+        reliefs = frozenset()
+
+    precision._relieved(Steps(), frozenset(), 0.1)
+    assert aims[0] == pytest.approx([0.1, 0.1])
+    assert aims[1] == pytest.approx([0.08, 0.1])  # half of a step came true: no lower than that
+    part = (0.3 - 0.11) / (0.3 - 0.08)
+    assert aims[2] == pytest.approx([0.11 - (0.11 - 0.9 * 0.1) / part, 0.1])
+
+
 def test_a_single_run_that_judges_tells_no_error(tmp_path):
     proto = build(CONV.replace("N", "4"), w=(4, 3, 3, 3))
     report, _ = quantize(proto, tmp_path, [feeds(proto, s) for s in range(2)], min_sqnr=1)
