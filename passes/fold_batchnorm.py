@@ -3,7 +3,9 @@
 The algebra stands in numerics/fold.py.
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import cache
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,7 +20,7 @@ from onnxq.spec import Array, Floats
 class FoldBatchnorm(Pass):
     """Fold BatchNormalization into the layer before it, or where exact into the one after it.
 
-    1. After Conv, ConvTranspose or Gemm: always exact, if nothing else reads the layer.
+    1. After a layer, or a Transpose of its result: always exact, if nothing else reads the layer.
     2. Before Gemm, before a Conv without padding, and before any convolution if the offset is
        zero: a padded border would otherwise see zero where the normalization would put its offset.
     3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
@@ -47,6 +49,7 @@ class FoldBatchnorm(Pass):
     def _fold(self, model: Model) -> Outcome:
         outcome = Outcome()
         left: list[gs.Node] = []
+        ranks = cache(model.ranks)
         for node in model.graph.nodes:
             if node.op == "BatchNormalization":
                 if (why := model.kept_float.get(node.name) or _unusable(node)) is not None:
@@ -56,19 +59,17 @@ class FoldBatchnorm(Pass):
                 _remember(model, node)
             elif node.op not in ARITHMETIC or node.domain or node.name in model.kept_float:
                 continue
-            layer = _layer_before(model, node)
-            if layer is not None and _fold_after(model, node, layer):
-                outcome.edit(node.name, f"folded into {layer.name}")
+            source = _source(model, node, ranks)
+            if source is not None and _fold_after(model, node, source):
+                outcome.edit(node.name, f"folded into {source.layer.name}")
             else:
                 left.append(node)
-        ranks: dict[str, int] | None = None
         for node in reversed(left):
             layer = _layer_after(model, node)
             if layer is not None and _fold_before(model, node, layer):
                 outcome.edit(node.name, f"folded into {layer.name}")
             elif node.op == "BatchNormalization" and self.last:
-                ranks = model.ranks() if ranks is None else ranks
-                if ranks.get(node.outputs[0].name) == 4:
+                if ranks().get(node.outputs[0].name) == 4:
                     _become_conv(model, node)
                     outcome.edit(node.name, "became a 1x1 depthwise Conv")
                 else:
@@ -98,14 +99,17 @@ def _remember(model: Model, norm: gs.Node) -> None:
     model.moments[norm.outputs[0].name] = beta, np.abs(_of_norm(norm)[0]) * spread
 
 
-def _affine(node: gs.Node, channels: int, rank: int) -> tuple[Floats, Floats] | None:
-    """Factor and offset, float64 (channels,), of a node on a tensor; None if it is no such map."""
+def _affine(node: gs.Node, channels: int, rank: int, axis: int = 1) -> tuple[Floats, Floats] | None:
+    """Factor and offset, float64 (channels,), of a node on a tensor of so many axes.
+
+    None if it is no such map of the channels, which lie along ``axis``.
+    """
     if node.op == "BatchNormalization":
-        return _of_norm(node)
+        return _of_norm(node) if axis == 1 else None
     constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
     if len(constants) != 1 or constants[0].dtype != np.float32:
         return None
-    c = _by_channel(constants[0].values, channels, rank)
+    c = _by_channel(constants[0].values, channels, rank, axis)
     first = constants[0] is node.inputs[0]
     if c is None or (node.op == "Div" and (first or not c.all())):
         return None
@@ -117,12 +121,12 @@ def _affine(node: gs.Node, channels: int, rank: int) -> tuple[Floats, Floats] | 
     return one, c
 
 
-def _by_channel(values: Array, channels: int, rank: int) -> Floats | None:
-    """A number, or one for each channel along axis 1, as float64 (channels,); None if more."""
+def _by_channel(values: Array, channels: int, rank: int, axis: int) -> Floats | None:
+    """A number, or one for each channel along ``axis``, as float64 (channels,); None if more."""
     if values.ndim > rank:
         return None
     shape = (1,) * (rank - values.ndim) + values.shape
-    if shape[1] not in (1, channels) or values.size != shape[1]:
+    if shape[axis] not in (1, channels) or values.size != shape[axis]:
         return None
     return np.broadcast_to(values.reshape(-1).astype(np.float64), channels)
 
@@ -133,9 +137,9 @@ def _rank(layer: Layer) -> int:
 
 
 def _foldable(layer: Layer) -> bool:
-    """Whether a layer is W x + b and nothing else, with a place for b."""
+    """Whether a layer is W x + b and nothing else."""
     factors = {layer.node.attrs.get("alpha", 1.0), layer.node.attrs.get("beta", 1.0)}
-    plain = layer.op != "MatMul" and layer.weight_index == 1 and factors == {1.0}
+    plain = layer.obstacle is None and factors == {1.0}
     return plain and layer.bias_or_zeros is not None
 
 
@@ -145,25 +149,68 @@ def _data(node: gs.Node) -> gs.Tensor:
     return node.inputs[int(second)]
 
 
-def _layer_before(model: Model, node: gs.Node) -> Layer | None:
-    producer = _data(node).inputs[0] if _data(node).inputs else None
-    layer = layer_of(producer) if producer is not None else None
+class _Source(NamedTuple):
+    """Where a node's data come from, if from a layer that nothing else reads.
+
+    Attributes:
+        layer: The layer.
+        last: The node that returns them: what ends the layer, or a Transpose of its result.
+        rank: How many axes they have at least.
+        axis: Where the layer's channels lie.
+    """
+
+    layer: Layer
+    last: gs.Node
+    rank: int
+    axis: int
+
+
+def _source(model: Model, node: gs.Node, ranks: Callable[[], dict[str, int]]) -> _Source | None:
+    last = _only_producer(model, _data(node))
+    if last is None:
+        return None
+    order = last.attrs.get("perm") if last.op == "Transpose" else None
+    end = last if order is None else _only_producer(model, last.inputs[0])
+    layer = None if end is None else _ended(end)
     if layer is None or not _foldable(layer):
         return None
-    return layer if model.single_consumer(layer.output) is node else None
+    rank, axis = _rank(layer), 1
+    if layer.op == "MatMul":
+        rank = ranks().get(_data(node).name, 1) if order is None else len(order)
+        axis = rank - 1
+    return _Source(layer, last, rank, axis if order is None else order.index(axis))
+
+
+def _only_producer(model: Model, data: gs.Tensor) -> gs.Node | None:
+    """The node that makes what only one node reads."""
+    alone = data.inputs and model.single_consumer(data) is not None
+    return data.inputs[0] if alone else None
+
+
+def _ended(node: gs.Node) -> Layer | None:
+    """The layer whose bias a node adds, or that it is."""
+    for end in (node, *(t.inputs[0] for t in node.inputs if node.op == "Add" and t.inputs)):
+        layer = layer_of(end)
+        if layer is not None and layer.end is node:
+            return layer
+    return None
 
 
 def _layer_after(model: Model, node: gs.Node) -> Layer | None:
     reader = model.single_consumer(node.outputs[0])
     layer = layer_of(reader) if reader is not None else None
-    if layer is None or not _foldable(layer) or layer.data is not node.outputs[0]:
+    if layer is None or not _foldable(layer) or layer.op == "MatMul":
+        return None
+    if layer.data is not node.outputs[0]:
         return None
     return None if layer.node.attrs.get("transA", 0) else layer
 
 
-def _fold_after(model: Model, node: gs.Node, layer: Layer) -> bool:
+def _fold_after(model: Model, node: gs.Node, source: _Source) -> bool:
     """Fold a node into the layer before it, if it is an affine map of channels."""
-    found, bias = _affine(node, layer.c_out, _rank(layer)), layer.bias_or_zeros
+    layer = source.layer
+    found = _affine(node, layer.c_out, source.rank, source.axis)
+    bias = layer.bias_or_zeros
     if found is None or bias is None:
         return False
     a, d = found
@@ -175,7 +222,7 @@ def _fold_after(model: Model, node: gs.Node, layer: Layer) -> bool:
         model.moments[result.name] = a * known[0] + d, np.abs(a) * known[1]
     node.inputs.clear()
     node.outputs.clear()
-    layer.node.outputs[0] = result
+    source.last.outputs[0] = result
     layer.set_weight(model, w)
     layer.set_bias(model, b)
     return True

@@ -99,7 +99,7 @@ def test_a_layer_that_others_read_keeps_its_own_result():
     ("nodes", "why"),
     [
         ("a = Sigmoid(x) y = NORM(a, g, s, m, v)", "no layer beside it can absorb it exactly"),
-        ("a = MatMul(x, w) y = NORM(a, g, s, m, v)", "no layer beside it can absorb it exactly"),
+        ("a = MatMul(w, x) y = NORM(a, g, s, m, v)", "no layer beside it can absorb it exactly"),
         ("a = Gemm<alpha=0.5>(x, w) y = NORM(a, g, s, m, v)", "no layer beside it"),
         ("a = Gemm(x, w, r) y = NORM(a, g, s, m, v)", "no layer beside it"),
         ("a = ReduceSum<keepdims=0>(x, n) y = NORM(x, a, s, m, v)", "its statistics are not"),
@@ -235,6 +235,82 @@ def test_arithmetic_on_rows_is_folded_into_a_gemm():
     model, _ = after(proto, FoldBatchnorm())
     assert ops(model) == ["Gemm"]
     same(proto, model)
+
+
+TOKENS = "(float[2,5,4] x) => (float[] y)"
+ARRAYS = {
+    "w": (4, 3),
+    "batch": (2, 4, 3),
+    "left": (5, 5),
+    "conv": (3, 4, 1, 1),
+    "some": np.linspace(0.5, 2, 3, dtype=np.float32),
+    "line": np.linspace(0.5, 2, 3, dtype=np.float32).reshape(1, 1, 3),
+    "column": np.linspace(0.5, 2, 3, dtype=np.float32).reshape(3, 1),
+    "tall": np.linspace(0.5, 2, 5, dtype=np.float32).reshape(5, 1),
+    "five": np.linspace(0.5, 2, 5, dtype=np.float32),
+    "tower": np.full((1, 1, 1, 1, 1), 0.5, np.float32),
+    "number": np.float32(0.3),
+}
+
+
+def with_arrays(text):
+    used = {name: x for name, x in ARRAYS.items() if f"{name}," in text or f"{name})" in text}
+    return build(text, **used, **(norm(3) if NORM in text else {}))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        ("a = MatMul(x, w) y = Mul(a, some)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) b = Add(some, a) y = Mul(line, b)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) b = Add(a, some) y = Sub(b, some)", ["MatMul", "Add"]),
+        (
+            "a = MatMul(x, w) b = Add(a, some) c = Transpose<perm=[0,2,1]>(b) y = Mul(c, column)",
+            ["MatMul", "Add", "Transpose"],
+        ),
+        (
+            f"a = MatMul(x, w) b = Transpose<perm=[0,2,1]>(a) y = {NORM}(b, g, s, m, v)",
+            ["MatMul", "Add", "Transpose"],
+        ),
+    ],
+)
+def test_scales_of_tokens_are_folded_in_either_order_of_axes(nodes, left):
+    proto = with_arrays(f"{TOKENS} {{ {nodes} }}")
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == left
+    same(proto, model)
+
+
+def test_a_scale_is_folded_into_a_convolution_before_a_transpose():
+    nodes = "a = Conv(x, conv) b = Transpose<perm=[0,2,3,1]>(a) y = Mul(b, some)"
+    proto = with_arrays(f"{IMAGE} {{ {nodes} }}")
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Conv", "Transpose"]
+    same(proto, model)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = MatMul(x, w) y = Mul(a, tall)",  # along another axis than the channels
+        "a = MatMul(x, w) b = Transpose<perm=[0,2,1]>(a) y = Mul(b, five)",
+        "a = MatMul(x, w) y = Mul(a, tower)",  # gives its result more axes
+        "a = MatMul(x, w) b = Transpose(a) y = Mul(b, number)",  # of any number of axes
+        "a = MatMul(x, w) b = Mul(a, number) y = Add(a, b)",
+        "a = MatMul(x, w) b = Transpose<perm=[0,2,1]>(a) c = Mul(b, number) y = Add(b, c)",
+        "a = MatMul(x, w) b = Transpose<perm=[0,1,2]>(a) c = Mul(b, number) y = Add(a, c)",
+        "a = MatMul(x, batch) y = Mul(a, number)",
+        "a = MatMul(left, x) y = Mul(a, number)",
+        "a = MatMul(x, w) b = Relu(a) c = Add(b, number) y = Mul(c, number)",
+        f"a = MatMul(x, w) y = {NORM}(a, g, s, m, v)",  # along the second axis, not the last
+    ],
+)
+def test_arithmetic_on_tokens_that_is_no_map_of_channels_stays(nodes):
+    head = "(float[2,3,4] x) => (float[] y)" if NORM in nodes else TOKENS
+    proto = with_arrays(f"{head} {{ {nodes} }}")
+    model, outcome = after(proto, FoldBatchnorm())
+    assert ops(model) == ops(after(proto, Normalize())[0])
+    assert not outcome.edits
 
 
 def test_a_chain_is_folded_from_both_ends():
