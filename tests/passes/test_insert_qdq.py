@@ -363,18 +363,19 @@ def test_a_matmul_and_its_bias_run_on_integers_whatever_follows(tmp_path, shape,
 # -- what stands between layers --------------------------------------------------------------------
 
 TURN = "Transpose<perm=[0,1,3,2]>"
+POOL = "MaxPool<kernel_shape=[3,3],pads=[1,1,1,1]>"
 BETWEEN = {
     "residual add": ("k = Conv<pads=[1,1,1,1]>(a, w2) h = Add(k, a)", "QLinearAdd"),
     "add of itself": ("h = Add(a, a)", "QLinearAdd"),
     "add of a number to a layer": ("h = Add(a, half)", ""),
-    "add of a number": (f"k = {TURN}(a) l = Add(k, half) h = {TURN}(l)", "QLinearAdd"),
+    "add of a number": (f"k = {POOL}(a) l = Add(k, half) h = {TURN}(l)", "QLinearAdd"),
     "product with a negative number of rank 4": (
-        f"k = {TURN}(a) l = Mul(minus, k) h = {TURN}(l)", "QLinearMul"),
-    "product with zero": (f"k = {TURN}(a) l = Mul(k, zero) h = {TURN}(l)", "QLinearMul"),
+        f"k = {POOL}(a) l = Mul(minus, k) h = {TURN}(l)", "QLinearMul"),
+    "product with zero": (f"k = {POOL}(a) l = Mul(k, zero) h = {TURN}(l)", "QLinearMul"),
     "concat of different ranges": ("k = Mul(a, half) h = Concat<axis=0>(k, a)", "QLinearConcat"),
-    "product with a positive number": (f"k = {TURN}(a) l = Mul(half, k) h = {TURN}(l)", ""),
-    "quotient by a positive number": (f"k = {TURN}(a) l = Div(k, half) h = {TURN}(l)", ""),
-    "product with a number that has axes": (f"k = {TURN}(a) l = Mul(k, row) h = {TURN}(l)", ""),
+    "product with a positive number": (f"k = {POOL}(a) l = Mul(half, k) h = {TURN}(l)", ""),
+    "quotient by a positive number": (f"k = {POOL}(a) l = Div(k, half) h = {TURN}(l)", ""),
+    "product with a number that has axes": (f"k = {POOL}(a) l = Mul(k, row) h = {TURN}(l)", ""),
     "hard swish": ("h = HardSwish(a)", "QLinearAdd QLinearMul"),
     "hard sigmoid": ("h = HardSigmoid<alpha=0.4>(a)", "QLinearAdd"),
     "hard swish of an older opset": (
