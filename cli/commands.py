@@ -67,7 +67,7 @@ from onnxq.validation import validate as run_validate
 @click.option(
     "--levels",
     type=click.Choice(list(WIDTHS)),
-    help="Of weights  [default: kmeans up to 6 bits in any quality without --oaq; else uniform].",
+    help="Of weights  [default: kmeans up to 6 bits in any quality; else uniform].",
 )
 @click.option("--oaq", is_flag=True, help="Outlier-aware weight ranges.")
 @click.option("--calib", type=FILE, help="Unlabeled images (a folder), or tensors (.npz, .npy).")

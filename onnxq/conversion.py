@@ -81,7 +81,7 @@ def convert(
         bits: Of the weights; by default 8, or what ``levels`` has.
         act_bits: Of the activations, 2 to 8, or ``"float"``; by default 8 with calibration data.
         levels: Of the weights: ``uniform``, or a set of ``numerics.levels``; by default ``kmeans``
-            up to 6 bits, and ``uniform`` beyond, with ``oaq`` and in recipes of other methods.
+            up to 6 bits, and ``uniform`` beyond and in recipes of other methods.
         oaq: Outlier-aware weight ranges.
         recipe: A name of ``recipes.NAMED``, or a recipe, which then replaces all flags that make
             one.

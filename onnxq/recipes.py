@@ -32,7 +32,7 @@ from onnxq.passes.learn_rounding import LearnRounding
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
-from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.quantize_weights import OPTIMAL, QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.unroll_transposed import UnrollTransposed
@@ -261,7 +261,7 @@ def plan(
         quality: One of ``QUALITIES``.
         bits: Of the weights.
         act_bits: Of the activations.
-        levels: Of the weights; by default what the recipe prefers, and uniform with ``oaq``.
+        levels: Of the weights; by default what the recipe prefers.
         oaq: Outlier-aware weight ranges.
         per_tensor: One weight scale for a layer.
         group_size: One weight scale for so many input channels.
@@ -296,11 +296,11 @@ def plan(
             raise UsageError(f"there is no recipe {recipe}; {hint}")
         if group_size and per_tensor:
             raise UsageError("--group-size and --per-tensor contradict each other")
-        if oaq and levels in ("ternary", "binary", "kmeans"):
+        if oaq and levels in OPTIMAL:
             raise UsageError(f"--oaq has no say over {levels} weights: they have an optimum")
         changes = NAMED[recipe][1].copy()
         if oaq:
-            changes |= {"weight_range": "oaq-mse", "clusters": False}
+            changes |= {"weight_range": "oaq-mse"}
         width: ActBits = act_bits if act_bits is not None else (8 if calibrated else "float")
         chosen = build(
             bits=bits,

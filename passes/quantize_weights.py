@@ -31,8 +31,9 @@ class QuantizeWeights(Pass):
             can have that, since an integer kernel sums over all of them. 0 for no groups.
         range: How the range is chosen. ``oaq`` is the outlier-aware one with a tabulated sigma, and
             ``oaq-mse`` and ``oaq-ssim`` search for it, by least error or by similarity of
-            histograms. ``mse`` and ``oaq-mse`` are tuned for the levels; clusters then span all
-            weights. Ternary and binary weights have an optimum of their own.
+            histograms. ``mse`` and ``oaq-mse`` are tuned for the levels. Clusters are not clipped:
+            a range is what makes channels alike that share them. Ternary and binary weights have
+            an optimum of their own.
         outliers: Weights beyond three standard deviations are kept, or ``compress`` and ``scale``
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
         book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
@@ -143,15 +144,19 @@ class QuantizeWeights(Pass):
         return levels.quantize(w, self.levels, spec, axis, clip, self.book == "int8")
 
     def _clip(self, w: Floats, spec: QuantSpec, axis: int | None) -> Floats | None:
-        """Where levels that are not uniform end; None for where they have the least error."""
+        """Where levels that are not uniform end; None for where they have the least error.
+
+        Sigma of clusters is sought for those of weights relative to the largest of each channel.
+        """
         if self.levels in OPTIMAL or self.range == "mse":
             return None
         if self.range == "oaq-mse":
-            # Clusters go where the weights are: the least error leaves none outside.
             if self.levels == "kmeans":
-                return None
-            factor = oaq.sigma_mse(w, levels.SETS[self.levels](self.bits), axis)
-            lo, hi = oaq.scaled_range(w, factor, axis)
+                _, largest = oaq.scaled_range(w, 1.0, axis)
+                points, _ = levels.clusters(w, self.bits, axis, largest)
+            else:
+                points = levels.SETS[self.levels](self.bits)
+            lo, hi = oaq.scaled_range(w, oaq.sigma_mse(w, points, axis), axis)
         else:
             lo, hi = ranges.WEIGHT[self.range](w, spec, axis)
         return np.maximum(-lo, hi).astype(np.float64)

@@ -169,7 +169,7 @@ def kmeans(u: Floats, bits: int, importance: Floats | None = None) -> Floats:
     ones; Lloyd's steps then settle the centers on the values themselves, or on narrow bins of them.
 
     Args:
-        u: Values of any shape, on [-1, 1], float64, at least one.
+        u: Values of any shape, float64, at least one.
         bits: Of an index.
         importance: Weight of each value in the error, broadcast to the shape of ``u``; not all 0.
     """
@@ -188,6 +188,25 @@ def kmeans(u: Floats, bits: int, importance: Floats | None = None) -> Floats:
             break
         edges = moved
     return np.unique(centers)
+
+
+def clusters(w: Floats, bits: int, axis: int | None, alpha: Floats) -> tuple[Floats, Floats]:
+    """What w / alpha clusters to, outliers among it, and the clip at which these levels end.
+
+    Args:
+        w: Weight of any shape.
+        bits: Of an index.
+        axis: Channel axis, or None for one clip.
+        alpha: What makes channels alike, () or (channels,).
+
+    Returns:
+        Levels on [-1, 1], ascending, at most 2^bits; and their clip, of the shape of ``alpha``.
+    """
+    alpha = np.maximum(alpha, LEAST_CLIP)
+    clip = broadcast(alpha, w.ndim, axis)
+    levels = kmeans(w / clip, bits, clip**2)
+    outermost = np.abs(levels).max() or 1.0
+    return levels / outermost, alpha * outermost
 
 
 def _points(u: Floats, importance: Floats) -> tuple[Floats, Floats]:
@@ -243,17 +262,13 @@ def quantize(
         spec: Its bits are those of an index.
         axis: Channel axis, or None for one clip.
         alpha: The clip, () or (channels,); None for the one with the least squared error. That of
-            ternary and binary weights is always the exact optimum, and clusters need none: theirs
-            is the largest weight.
+            ternary and binary weights is always the exact optimum. Clusters are not clipped: they
+            are those of the weights relative to it, by default the largest weight.
         integer: Put the levels on an int8 grid, for integer kernels.
     """
     largest = np.abs(w).max(axis=reduce_axes(w.ndim, axis), initial=0.0).astype(np.float64)
     if name == "kmeans":
-        alpha = np.maximum(largest if alpha is None else alpha, LEAST_CLIP)
-        clip = broadcast(alpha, w.ndim, axis)
-        levels = kmeans(np.clip(w / clip, -1, 1), spec.bits, clip**2)
-        outermost = np.abs(levels).max() or 1.0
-        levels, alpha = levels / outermost, alpha * outermost
+        levels, alpha = clusters(w, spec.bits, axis, largest if alpha is None else alpha)
     else:
         levels = SETS[name](spec.bits)
         if name == "ternary":

@@ -67,10 +67,27 @@ def test_the_searched_factor_is_that_of_the_levels_in_use(name: str) -> None:
     assert error(found) < error(quantized(range="max", **options))
 
 
-def test_clusters_that_are_tuned_span_all_weights() -> None:
+def test_clusters_of_the_least_error_are_relative_to_the_largest_weights() -> None:
     options = {"levels": "kmeans", "bits": 4}
-    tuned, widest = (quantized(range=method, **options) for method in ("oaq-mse", "max"))
+    tuned, widest = (quantized(range=method, **options) for method in ("mse", "max"))
     np.testing.assert_array_equal(affine.values(tuned), affine.values(widest))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_channels_with_outliers_share_clusters_with_others_by_their_bulk(bits: int) -> None:
+    """W is heavy-tailed: the largest weight says little of where the others of a channel lie."""
+    options = {"levels": "kmeans", "bits": bits, "book": "float"}
+    aware, widest = (quantized(range=method, **options) for method in ("oaq-mse", "max"))
+    sigma = affine.scales(widest)[:, 0, 0, 0] / affine.scales(aware)[:, 0, 0, 0]
+    assert np.ptp(sigma) > 0.05
+    assert error(aware) < error(widest)
+
+
+@pytest.mark.parametrize("method", ["oaq", "aciq", "oaq-mse"])
+def test_clusters_of_a_whole_layer_are_the_same_relative_to_anything(method: str) -> None:
+    options = {"levels": "kmeans", "bits": 3, "per_channel": False}
+    near, far = (quantized(range=name, **options) for name in (method, "max"))
+    np.testing.assert_allclose(affine.values(near), affine.values(far), rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", oaq.OUTLIERS)
