@@ -22,6 +22,8 @@ from onnxq.passes.drop_traces import DropTraces
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
+from onnxq.passes.expand_mish import ExpandMish
+from onnxq.passes.expand_prelu import ExpandPrelu
 from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
@@ -57,6 +59,8 @@ EXPANSION: tuple[Pass, ...] = (
     LayoutProof(),
     UnrollTransposed(),
     ExpandHardActivations(),
+    ExpandPrelu(),
+    ExpandMish(),
     AdvanceActivations(),
 )
 

@@ -16,6 +16,7 @@ channels, and the model computes what it did. What lies between must hand the fa
 | Flatten, Reshape to rows, Squeeze                 | a channel becomes a block of neighbours   |
 | Min with a ceiling of each channel                | min(x, c) / s = min(x / s, c / s)         |
 | Clip(0, c), where ceilings are wanted             | it is a Relu and such a Min               |
+| Clip(., 0)                                        | f(s x) = s f(x) for s > 0                 |
 | Transpose of tokens                               | if it leaves the channels the last axis   |
 
 Where norms are wanted, a LayerNormalization or RMSNormalization makes channels, too: its scale and
@@ -261,8 +262,10 @@ class _Search:
     def _cut(self, node: gs.Node, had: Channels) -> Channels | None:
         """What a Clip or Min passes on, if factors may cross it."""
         ends = bounds(node)
-        if ends is None or (node.op == "Clip" and ends[0] != 0.0):
+        if ends is None:
             return None
+        if node.op == "Clip" and ends[0] != 0.0:
+            return had if ends[0] == -np.inf and ends[1] == 0.0 else None
         if node.op == "Min":
             return had if np.shape(ends[1]) == had.shaped(np.ones(had.count)).shape else None
         opened = self.ceilings and had.form != "flat" and node.name not in self.model.kept_float
@@ -319,9 +322,10 @@ class _Search:
         whole = slice(0, region.count)
         if tangled:
             region.obstacles.append(("its channels meet one another in another order", whole))
-        made = {layer.name for layer, _ in region.sources}
-        for layer, _ in region.sinks:
-            if layer.name in made:
+        made = {layer.name: own for layer, own in region.sources}
+        for layer, own in region.sinks:
+            # What gives a channel a factor of its own does so at any scale.
+            if layer.name in made and not (layer.by_channel and made[layer.name] == own):
                 region.obstacles.append((f"{layer.name} both makes and reads it", whole))
         return region
 
@@ -364,6 +368,6 @@ class _Search:
 def _ceilings(node: gs.Node, channels: Channels) -> Floats | None:
     """Where a node cuts each channel off, float64 (channels,); None if it does not."""
     ends = bounds(node) if node.op in ("Clip", "Min") else None
-    if ends is None or np.min(ends[1]) == np.inf:
+    if ends is None or np.min(ends[1]) == np.inf or (node.op == "Clip" and ends[0] != 0.0):
         return None
     return np.broadcast_to(ends[1].reshape(-1).astype(np.float64), channels.count)

@@ -22,9 +22,9 @@ from onnxq.spec import Floats
 
 # What makes a value of one value, or of two at the same place.
 ELEMENTWISE = {
-    "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
-    "Mish", "Mul", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish", "Tanh",
-    "ThresholdedRelu",
+    "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "Mish", "Mul", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Swish",
+    "Tanh", "ThresholdedRelu",
 }  # fmt: skip
 # A plateau that is less than this part of a range is not worth a node.
 LEAST_GAIN = 0.02

@@ -37,7 +37,7 @@ from onnxq.placement import (
     moved,
     place,
 )
-from onnxq.spec import Array, Floats, Ints, QParams
+from onnxq.spec import Array, Floats, QParams
 from onnxq.storage import OLDEST, Storage, rounds_biases
 
 # The code of what a pool averages with: two products with activations fit the 16 bits in which
@@ -188,12 +188,7 @@ class _Emitter:
         """QuantizeLinear, and an integer Clip if the grid or ``ends`` leave codes of 8 bits out."""
         codes = self.model.variable(f"{name}_codes")
         self.model.add("QuantizeLinear", [source, *self._grid(name, params)], codes)
-        low, high = (affine.quantize(end, params) for end in ends)
-        if not low.any() and np.all(high == 255):
-            return codes
-        clipped = self.model.variable(f"{name}_clipped")
-        self._clip(codes, clipped, low, high)
-        return clipped
+        return self._clip(codes, f"{name}_clipped", params, ends)
 
     def _dequantize(self, codes: gs.Tensor, result: gs.Tensor, params: QParams) -> None:
         """Make ``result`` the dequantized ``codes``; both stay known for the nodes that follow."""
@@ -239,12 +234,10 @@ class _Emitter:
             self._dequantize(self.codes[source], result, scaled)
             return
         if node.op in ACTIVATIONS:
-            low, high = (affine.quantize(end, params) for end in _ends([node]))
-            result = node.outputs[0]
+            result, ends = node.outputs[0], _ends([node])
             node.inputs.clear()
             node.outputs.clear()
-            codes = self.model.variable(f"{result.name}_codes")
-            self._clip(self.codes[source], codes, low, high)
+            codes = self._clip(self.codes[source], f"{result.name}_codes", params, ends)
             self._dequantize(codes, result, params)
             return
         node.inputs[0] = self.codes[source]
@@ -258,17 +251,26 @@ class _Emitter:
             node.outputs[i] = codes
             self._dequantize(codes, result, params)
 
-    def _clip(self, codes: gs.Tensor, result: gs.Tensor, low: Ints, high: Ints) -> None:
+    def _clip(
+        self, codes: gs.Tensor, name: str, params: QParams, ends: tuple[Floats, Floats]
+    ) -> gs.Tensor:
+        """The codes, cut off where the grid or ``ends`` leave codes of 8 bits out."""
+        low, high = (affine.quantize(end, params) for end in ends)
+        if not low.any() and np.all(high == 255):
+            return codes
+        result = self.model.variable(name)
         if np.ptp(low) == np.ptp(high) == 0:  # a Clip is faster than a Min
-            ends = (self.storage.shared(f"code{n.min()}", np.asarray(n.min())) for n in (low, high))
-            self.model.add("Clip", [codes, *ends], result)
-            return
+            least, most = (
+                self.storage.shared(f"code{n.min()}", np.asarray(n.min())) for n in (low, high)
+            )
+            self.model.add("Clip", [codes, least, most], result)
+            return result
         if low.any():
-            raised = self.model.variable(f"{result.name}_raised")
-            self.model.add("Max", [codes, self.model.constant(f"{result.name}_least", low)], raised)
+            raised = self.model.variable(f"{name}_raised")
+            self.model.add("Max", [codes, self.model.constant(f"{name}_least", low)], raised)
             codes = raised
-        most = self.model.constant(f"{result.name}_most", high)
-        self.model.add("Min", [codes, most], result)
+        self.model.add("Min", [codes, self.model.constant(f"{name}_most", high)], result)
+        return result
 
     def _scalar(self, tensor: gs.Constant) -> gs.Tensor:
         """A one-number operand, whatever its rank, as code 1 times itself, or code 0 minus 1."""

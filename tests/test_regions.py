@@ -5,7 +5,7 @@ import pytest
 
 from onnxq.model import from_proto
 from onnxq.regions import regions, unreached
-from tests.graphs import build
+from tests.graphs import build, feeds, run
 
 HEAD = "(float[2,4,6,6] x) => (float[] y)"
 FIRST = "a = Conv<pads=[1,1,1,1]>(x, w1, b1)"
@@ -45,6 +45,7 @@ def ends(region):
         "r = LeakyRelu(a) y = Conv(r, w2)",
         "r = PRelu(a, slope) y = Conv(r, w2)",
         "r = Clip(a, zero) y = Conv(r, w2)",
+        "r = Clip(a, , zero) y = Conv(r, w2)",
         "r = Min(a, c) y = Conv(r, w2)",
         "p = MaxPool<kernel_shape=[2,2],pads=[1,1,1,1]>(a) y = Conv(p, w2)",
         "p = AveragePool<kernel_shape=[2,2]>(a) y = Conv(p, w2)",
@@ -143,6 +144,30 @@ def test_whatever_is_in_the_way_is_named(nodes, why):
     )  # fmt: skip
     assert why in region.reasons.split("; ")
     assert not region.free.any()
+
+
+def test_what_multiplies_each_channel_may_make_and_read_a_region():
+    nodes = "r = Relu(a) n = Clip(a, , zero) m = Conv<group=8>(n, each) h = Add(r, m) "
+    model, (region, *_) = found_in(f"{FIRST} {nodes} y = Conv(h, w2)", each=(8, 1, 1, 1))
+    assert region.reasons == ""
+    assert region.free.all()
+    assert not region.ceilings
+    own = (0, 8)
+    assert ends(region) == ({"Conv_a": own, "Conv_m": own}, {"Conv_m": own, "Conv_y": own})
+    proto = model.to_proto()
+    before = run(proto, feeds(proto), taps=["h", "m"])
+    s = np.exp2(np.arange(8) - 3.0)
+    region.divide(model, s)
+    found = run(model.to_proto(), feeds(proto), taps=["h", "m"])
+    np.testing.assert_allclose(found["y"], before["y"], rtol=1e-5, atol=1e-5)
+    for name in ("h", "m"):
+        np.testing.assert_allclose(found[name] * s.reshape(-1, 1, 1), before[name], rtol=1e-5)
+
+
+def test_what_makes_other_channels_of_those_it_reads_is_in_the_way():
+    nodes = "n = Relu(a) m = Conv<group=8>(n, each) h = Concat<axis=1>(m, n)"
+    _, (region, *_) = found_in(f"{FIRST} {nodes} y = Conv(h, wide)", each=(8, 1, 1, 1))
+    assert region.reasons == "Conv_m both makes and reads it"
 
 
 def test_a_clip_from_zero_on_is_crossed_where_ceilings_are_wanted():

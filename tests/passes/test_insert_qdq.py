@@ -389,6 +389,8 @@ BETWEEN = {
         "g = GlobalAveragePool(a) e = Conv(g, w4) r = Relu(e) f = Conv(r, w4) s = Sigmoid(f) "
         "h = Mul(a, s)", "QLinearGlobalAveragePool QLinearSigmoid QLinearMul"),
     "leaky relu": ("h = LeakyRelu<alpha=0.3>(a)", "QLinearLeakyRelu"),
+    "prelu": ("h = PRelu(a, slopes)", "QLinearConv QLinearAdd"),
+    "prelu with one slope": ("h = PRelu(a, half)", "QLinearLeakyRelu"),
     "average pool": ("h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(a)", "QLinearAveragePool"),
     "average pool that counts its padding": (
         "h = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1],count_include_pad=1>(a)",
@@ -429,6 +431,7 @@ def test_between_layers_nothing_computes_in_floats(tmp_path, name, act_bits):
         shape=np.array([1, 8, 9, 9]), five=np.array([1, 2, 4, 9, 9]),
         low=np.float32(-0.5), high=np.float32(0.25), three=np.float32(3), six=np.float32(6),
         row=np.array([2], np.float32),
+        slopes=np.linspace(-0.25, 0.75, 8, dtype=np.float32).reshape(8, 1, 1),
     )  # fmt: skip
     report, _ = converted(tmp_path, proto, act_bits=act_bits)
     kernels = report.kernels.operators

@@ -1,0 +1,44 @@
+"""Mish is written with Exp, in whatever form it comes, and computes what it did."""
+
+import numpy as np
+import pytest
+
+from onnxq.model import from_proto
+from onnxq.passes.expand_mish import ExpandMish
+from tests.graphs import after, build, ops, run
+
+HEAD = "(float[4001] x) => (float[] y)"
+FORMS = {"mish": "y = Mish(x)", "parts": "s = Softplus(x) t = Tanh(s) y = Mul(x, t)"}
+
+
+@pytest.mark.parametrize("nodes", FORMS.values(), ids=FORMS)
+def test_the_function_is_the_same_for_all_floats(nodes):
+    model, outcome = after(build(f"{HEAD} {{ {nodes} }}", opset=18), ExpandMish())
+    assert sorted(ops(model)) == ["Add", "Add", "Clip", "Div", "Exp", "Mul", "Mul"]
+    assert [edit.what for edit in outcome.edits] == ["written with Exp"]
+    x = np.concatenate([np.linspace(-100, 100, 3999), [-3e38, 3e38]]).astype(np.float32)
+    right = x * np.tanh(np.logaddexp(0.0, x.astype(np.float64)))
+    found = run(model.to_proto(), {"x": x})["y"]
+    np.testing.assert_allclose(found, right, rtol=2e-6, atol=1e-36)
+
+
+@pytest.mark.parametrize("nodes", ["y = Tanh(x)", "y = Softplus(x)", "s = Softplus(x) y = Exp(s)"])
+def test_what_is_no_mish_stays(nodes):
+    proto = build(f"{HEAD} {{ {nodes} }}")
+    model, outcome = after(proto, ExpandMish())
+    assert ops(model) == ops(from_proto(proto))
+    assert not outcome.edits
+
+
+def test_another_reader_keeps_the_softplus():
+    proto = build(f"{HEAD} {{ s = Softplus(x) t = Tanh(s) m = Mul(x, t) y = Sub(m, s) }}")
+    assert {"Softplus", "Exp", "Sub"} < {*ops(after(proto, ExpandMish())[0])}
+
+
+@pytest.mark.parametrize(("nodes", "name"), [(FORMS["mish"], "Mish_y"), (FORMS["parts"], "Tanh_t")])
+def test_what_is_kept_float_stays(nodes, name):
+    model = from_proto(build(f"{HEAD} {{ {nodes} }}", opset=18))
+    model.kept_float = {name: "as asked"}
+    before = ops(model)
+    assert not ExpandMish().run(model, {}).edits
+    assert ops(model) == before
