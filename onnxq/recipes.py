@@ -37,6 +37,7 @@ from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import OPTIMAL, QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.split_shared import SplitShared
+from onnxq.passes.turn_depth_to_space import TurnDepthToSpace
 from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import LearnedPass, Pass
 from onnxq.preprocess import explain
@@ -62,6 +63,7 @@ EXPANSION: tuple[Pass, ...] = (
     ExpandPrelu(),
     ExpandMish(),
     AdvanceActivations(),
+    TurnDepthToSpace(),
 )
 
 # Bits of weights where none are asked for.
