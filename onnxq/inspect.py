@@ -111,11 +111,14 @@ def inspect(
         w = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
         how = stored(tensor)
         grid = grid_of(node.inputs[1 - side])
+        # Where channel groups are computed together, zeros stand between the weights.
+        spread = w.size // how.count if how.count else 1
+        uses = macs[node.name]
         found.append(
             LayerInfo(
                 node.name,
                 node.op,
-                w.shape,
+                w.shape if spread == 1 else (w.shape[0], w.shape[1] // spread, *w.shape[2:]),
                 how.bits,
                 32 if grid is None else grid.spec.bits,
                 how.scales,
@@ -123,7 +126,7 @@ def inspect(
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
                 32 * how.scales + how.book,
-                macs[node.name],
+                None if uses is None else uses // spread,
                 _oaq_ssim(w) if how.bits >= 16 else None,
             )
         )

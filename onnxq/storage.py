@@ -7,9 +7,12 @@
 * Other widths: planes of bits (numerics/packing.py), the codes of all layers of one width in one
   stream, unpacked by look-ups in tables and cut by a Split.
 
+Weights of a convolution in many narrow groups become those of one in fewer, with zeros between.
+
 All of it depends on constants alone: onnxruntime computes it once, when it loads the model.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +30,10 @@ OLDEST = "1.23"
 # The opset that quantization needs in any case, for QuantizeLinear per channel.
 OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
-UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
+UNPACKERS = {
+    "Add", "Cast", "Div", "Gather", "Mod", "Mul", "Pad", "Range", "Reshape", "Slice", "Split",
+    "Transpose",
+}  # fmt: skip
 # The oldest onnxruntime that rounds the float bias of an integer Conv, of those that were tried.
 ROUNDS_BIASES = (1, 23)
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
@@ -89,11 +95,13 @@ class Stored:
         bits: That a value takes, scales and shared tables apart.
         scales: Number of scales; 0 if it is not quantized.
         book: Bits of its codebook; 0 if its levels are evenly spaced.
+        count: Number of codes, fewer than values where zeros come between them; 0 likewise.
     """
 
     bits: int = 32
     scales: int = 0
     book: int = 0
+    count: int = 0
 
 
 def stored(tensor: gs.Tensor) -> Stored:
@@ -101,18 +109,18 @@ def stored(tensor: gs.Tensor) -> Stored:
     if isinstance(tensor, gs.Constant):
         return Stored(element_bits(tensor))
     node = tensor.inputs[0]
-    if node.op == "Reshape" and node.inputs[0].inputs:  # of groups to channels
+    if node.op in ("Reshape", "Transpose") and node.inputs[0].inputs:  # of groups to channels
         node = node.inputs[0].inputs[0]
     if node.op not in ("DequantizeLinear", "Mul") or not isinstance(node.inputs[1], gs.Constant):
         return Stored()
     if (found := _codes(node.inputs[0])) is None:
         return Stored()
-    bits, book = found
-    return Stored(bits, int(node.inputs[1].values.size), book)
+    bits, book, count = found
+    return Stored(bits, int(node.inputs[1].values.size), book, count)
 
 
-def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
-    """Bits of a code and of the codebook behind a tensor; None if it is no codes."""
+def _codes(tensor: gs.Tensor) -> tuple[int, int, int] | None:
+    """Bits of a code and of the codebook behind a tensor, and its codes; None if it is no codes."""
     book = 0
     while not isinstance(tensor, gs.Constant):
         node = tensor.inputs[0]
@@ -121,13 +129,16 @@ def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
             bits = 8 * sum(int(plane.values.size) for plane in planes)
             count = int(node.inputs[1].values.sum()) if len(node.inputs) > 1 else 0
             book = book or _book(node.inputs[0])
-            return (round(bits / count), book) if planes and count else None
+            size = int(node.inputs[1].values[node.outputs.index(tensor)]) if count else 0
+            return (round(bits / count), book, size) if planes and count else None
         if node.op == "Gather":
             book = _book(tensor)
-        elif node.op not in ("Cast", "Reshape"):
+        elif node.op not in ("Cast", "Pad", "Reshape", "Slice", "Transpose"):
             return None
         tensor = node.inputs[1 if node.op == "Gather" else 0]
-    return None if tensor.dtype in (np.float16, np.float32) else (element_bits(tensor), book)
+    if tensor.dtype in (np.float16, np.float32):
+        return None
+    return element_bits(tensor), book, math.prod(tensor.shape)
 
 
 def _book(tensor: gs.Tensor) -> int:
@@ -196,6 +207,33 @@ class Storage:
             result = self._apply("Gather", self.shared("n", weight.book), indices)
         ready = dtype == INT8 or (weight.book is not None and weight.book.dtype == np.float32)
         return result if ready else self._cast(result, dtype)
+
+    def merge(
+        self, codes: gs.Tensor, shape: tuple[int, ...], groups: int, merged: int
+    ) -> gs.Tensor:
+        """Codes of a grouped convolution for one where so many of its groups are one.
+
+        A channel of the b-th of them reads the b-th block of the inputs: rows that are padded by
+        all blocks' width, laid end to end and cut again at that width, each start a block further
+        to the right.
+
+        Args:
+            codes: Levels, zeros in which are code 0.
+            shape: Theirs, (c_out, c_in / groups, *kernel).
+            groups: Of the convolution.
+            merged: Divides them.
+        """
+        c_out, inputs, *kernel = shape
+        outer, rows, width = groups // merged, c_out // groups, math.prod(shape[1:])
+        whole = merged * width
+        blocks = self._apply("Reshape", codes, self._shape((outer, merged, rows, width)))
+        blocks = self._turned(blocks)
+        padded = self._apply("Pad", blocks, self._shape((0,) * 7 + (whole,)))
+        flat = self._apply("Reshape", padded, self._shape((outer, rows, merged * (whole + width))))
+        ends = (self._shape((end,)) for end in (0, merged * whole, 2))
+        cut = self._apply("Slice", flat, *ends)
+        apart = self._turned(self._apply("Reshape", cut, self._shape((outer, rows, merged, whole))))
+        return self._apply("Reshape", apart, self._shape((c_out, merged * inputs, *kernel)))
 
     def finish(self) -> None:
         """Write the streams and what unpacks them."""
@@ -276,6 +314,11 @@ class Storage:
     def _apply(self, op: str, *inputs: gs.Tensor) -> gs.Variable:
         result = self.model.variable("u")
         self.model.add(op, list(inputs), result)
+        return result
+
+    def _turned(self, tensor: gs.Tensor) -> gs.Variable:
+        result = self.model.variable("u")
+        self.model.add("Transpose", [tensor], result, perm=[0, 2, 1, 3])
         return result
 
     def _cast(self, tensor: gs.Tensor, dtype: int) -> gs.Variable:

@@ -15,6 +15,8 @@ from tests.graphs import build, feeds, quantize, run
 
 pytestmark = pytest.mark.usefixtures("long_names")
 
+# But for the turns of images before and behind integer layers.
+GONE = UNPACKERS - {"Transpose"}
 LAYERS = {"w1": ((8, 3, 3, 3), 0), "w2": ((12, 8, 3, 3), 0), "w3": ((12, 5), 1)}
 NET = (
     "(float[1,3,10,10] x) => (float[] y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) "
@@ -59,7 +61,7 @@ def test_weights_unpack_to_what_the_numerics_say(tmp_path, name, bits, act_bits)
 @pytest.mark.parametrize("target", ["1.20", "1.23", "1.24"])
 def test_all_that_unpacks_is_gone_once_the_model_is_loaded(tmp_path, name, bits, target):
     report, file = quantize(net(), tmp_path, levels=name, bits=bits, target_ort=target)
-    assert not set(report.kernels.operators) & UNPACKERS
+    assert not set(report.kernels.operators) & GONE
     assert set(report.kernels.integer.values()) == {"QLinearConv", "QGemm"}
     assert len(report.kernels.integer) == 3
     found, _ = inspect(load(file), file)
@@ -148,7 +150,7 @@ def test_every_group_of_input_channels_has_a_scale(tmp_path, name, bits, levels)
             axes = tuple(i for i in range(len(split)) if i not in (out, group))
             step = np.abs(w).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1)
             assert (error <= step / 2 * 1.0001).all()
-    assert not set(report.kernels.operators) & (UNPACKERS - {"Reshape"})
+    assert not set(report.kernels.operators) & (GONE - {"Reshape"})
     (layer,), _ = inspect(load(file), file)
     assert (layer.bits, layer.scales) == (bits, split[out] * split[group])
 
@@ -239,3 +241,46 @@ def test_a_bias_that_raises_the_scale_moves_codes_to_the_nearest_level(tmp_path,
     distance = np.abs(w[1].reshape(-1, 1) / scale[1] - book)
     chosen = found["w_codes"][1].reshape(-1)
     np.testing.assert_array_equal(np.abs(book[distance.argmin(axis=1)]), np.abs(chosen))
+
+
+@pytest.mark.parametrize(("levels", "bits"), [("uniform", 8), ("uniform", 3), ("kmeans", 4)])
+@pytest.mark.parametrize(
+    ("groups", "inputs", "rows", "kernel", "left"),
+    [
+        (16, 4, 4, (3, 3), 2),
+        (16, 4, 6, (1, 1), 2),
+        (13, 8, 8, (3, 3), 1),  # no way to stop in between
+        (8, 1, 2, (3, 3), 1),
+        (3, 24, 4, (1, 1), 3),  # wide enough
+        (16, 1, 1, (3, 3), 16),  # depthwise layers have a kernel of their own
+    ],
+)
+def test_narrow_channel_groups_are_computed_together(
+    tmp_path, levels, bits, groups, inputs, rows, kernel, left
+):
+    shape = (groups * rows, inputs, *kernel)
+    proto = build(
+        f"(float[1,{groups * inputs},5,5] x) => (float[] y) "
+        f"{{ a = Conv<group={groups}>(x, w1, b1) y = Conv(a, w2) }}",
+        w1=shape, b1=(shape[0],), w2=(2, shape[0], 1, 1),
+    )  # fmt: skip
+    report, file = quantize(proto, tmp_path, levels=levels, bits=bits)
+    written = load(file)
+    node = next(node for node in written.graph.nodes if node.name == "Conv_a")
+    assert node.attrs.get("group", 1) == left
+    found = run(onnx.load(file), feeds(proto), optimize=False, taps=[node.inputs[1].name])
+    w = numpy_helper.to_array(proto.graph.initializer[0])
+    merged = groups // left
+    apart = found[node.inputs[1].name].reshape(left, merged, rows, merged, inputs, *kernel)
+    for b, c in np.ndindex(merged, merged):
+        block = apart[:, b, :, c].reshape(-1, inputs, *kernel)
+        if b != c:
+            assert not block.any()
+        else:
+            wanted = w.reshape(left, merged, rows, inputs, *kernel)[:, b].reshape(block.shape)
+            assert np.abs(block - wanted).max() <= 0.6 * np.abs(w).max() / (2 ** (bits - 1) - 1)
+    layer = inspect(written, file)[0][0]
+    assert (layer.shape, layer.bits) == (shape, bits)
+    assert layer.macs == np.prod(shape) * np.prod([6 - k for k in kernel])
+    assert report.kernels.integer["Conv_a"] == "QLinearConv"
+    assert not set(report.kernels.operators) & GONE
