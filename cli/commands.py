@@ -163,8 +163,8 @@ def convert(
             progress=progress,
             **options,
         )
-    write_json(json_file, report.to_dict())
     out().print(report)
+    write_json(json_file, report.to_dict())
     return report.exit_code
 
 
@@ -203,7 +203,6 @@ def validate(
         "integer_layers": len(kernels.integer),
         "total_layers": kernels.total,
     }
-    write_json(json_file, values)
     console = out()
     console.print(comparison_table(found, f"{found.samples} samples of {data}"))
     console.print(f"size {human(sizes[0])} -> {human(sizes[1])}, ratio {sizes[1] / sizes[0]:.3f}")
@@ -214,6 +213,7 @@ def validate(
     missed = found.missed(max_drop)
     if missed is not None:
         console.print(gate_text(max_drop, missed))
+    write_json(json_file, values)
     return int(missed is not None)
 
 
@@ -240,17 +240,17 @@ def inspect(
     if against is not None and data is not None:
         with progress_bar() as progress:
             errors = quantized_against(model, against, data, preprocess, progress)
-        write_json(json_file, [asdict(e) for e in errors])
         console.print(layer_table(errors, f"{against} against {model}"))
+        write_json(json_file, [asdict(e) for e in errors])
         return 0
     found, kernels = run_inspect(load(model), model)
     total = cost(found)
     values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
     values |= {"cost": asdict(total)}
-    write_json(json_file, values | {"total_layers": kernels.total})
     console.print(_layer_list(found))
     console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
     console.print(cost_text(total))
+    write_json(json_file, values | {"total_layers": kernels.total})
     return 0
 
 
@@ -279,10 +279,10 @@ def bench(
         speeds = run_bench(
             [float_model, *quantized], threads=threads, batch=batch, progress=progress
         )
-    write_json(json_file, [asdict(s) for s in speeds])
     console = out()
     console.print(_speed_table(speeds))
     console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
+    write_json(json_file, [asdict(s) for s in speeds])
     return 0
 
 
@@ -321,7 +321,6 @@ def demo(output: Path | None, json_file: Path | None) -> int:
     with nullcontext() if output is None else filling(output), progress_bar() as progress:
         reports, speeds = run_demo(output, progress)
     speed_values = [asdict(s) for s in speeds]
-    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
     table = Table(title="digits CNN, 597 labeled test images", title_justify="left", box=None)
     for column in ("", "top-1", "agreement", "size", "ratio", "speed", "integer layers"):
         table.add_column(column, justify="right" if column else "left")
@@ -344,6 +343,7 @@ def demo(output: Path | None, json_file: Path | None) -> int:
     console = out()
     console.print(table)
     console.print("next: onnxq convert model.onnx --calib images/")
+    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
     return 0
 
 

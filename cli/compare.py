@@ -123,12 +123,12 @@ def compare(
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         raise Interrupted(f"interrupted; {_kept(table)}") from stop
+    _print(sweep)
     if plot_file is not None:
         with replacing(plot_file) as temporary:
             temporary.write_text(plot(sweep.rows), encoding="utf-8")
     values = asdict(sweep) | {"best": sorted(sweep.best), "warnings": sweep.warnings}
     write_json(json_file, values | {"rows": [row.model_dump() for row in sweep.rows]})
-    _print(sweep)
     return sweep.exit_code
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -6,6 +7,7 @@ import sys
 import textwrap
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -112,6 +114,31 @@ def test_an_existing_output_is_replaced_by_force_alone(here, onnxq):
     assert (here / "model.w8af.onnx").read_bytes() == b"old"
     assert onnxq("convert", "model.onnx", "--force").exit_code == 0
     ort.InferenceSession(str(here / "model.w8af.onnx"))
+
+
+@pytest.mark.parametrize("command", ["convert", "validate", "inspect", "bench"])
+def test_figures_are_printed_even_if_their_file_cannot_be_written(
+    here, onnxq, monkeypatch, command
+):
+    onnxq("convert", "model.onnx", *TENSORS, "-o", "first.onnx")
+    flags = {
+        "convert": ("model.onnx", *TENSORS),
+        "validate": ("model.onnx", "first.onnx", "--data", "val.npz"),
+        "inspect": ("model.onnx",),
+        "bench": ("model.onnx", "first.onnx"),
+    }
+    rename = Path.replace
+
+    def full(file, target):
+        if Path(target).suffix == ".json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = onnxq(command, *flags[command], "--json", "out.json")
+    assert result.exit_code == 3
+    assert "out.json" in result.stderr
+    assert {"convert": "kernels", "bench": "speed"}.get(command, "integer kernels") in result.stdout
 
 
 def test_the_json_file_holds_the_figures_that_are_printed(here, onnxq):
