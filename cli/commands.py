@@ -26,7 +26,7 @@ from onnxq.cli.options import (
     out,
     preprocess_option,
     progress_bar,
-    write_json,
+    writing,
 )
 from onnxq.conversion import convert as run_convert
 from onnxq.demo import demo as run_demo
@@ -163,8 +163,8 @@ def convert(
             progress=progress,
             **options,
         )
-    out().print(report)
-    write_json(json_file, report.to_dict())
+    with writing(json_file, report.to_dict()):
+        out().print(report)
     return report.exit_code
 
 
@@ -203,17 +203,19 @@ def validate(
         "integer_layers": len(kernels.integer),
         "total_layers": kernels.total,
     }
-    console = out()
-    console.print(comparison_table(found, f"{found.samples} samples of {data}"))
-    console.print(f"size {human(sizes[0])} -> {human(sizes[1])}, ratio {sizes[1] / sizes[0]:.3f}")
-    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
-    console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
-    for warning in found.warnings:
-        console.print(Text.assemble(("warning: ", "yellow"), warning))
-    missed = found.missed(max_drop)
-    if missed is not None:
-        console.print(gate_text(max_drop, missed))
-    write_json(json_file, values)
+    with writing(json_file, values):
+        console = out()
+        console.print(comparison_table(found, f"{found.samples} samples of {data}"))
+        console.print(
+            f"size {human(sizes[0])} -> {human(sizes[1])}, ratio {sizes[1] / sizes[0]:.3f}"
+        )
+        console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+        console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
+        for warning in found.warnings:
+            console.print(Text.assemble(("warning: ", "yellow"), warning))
+        missed = found.missed(max_drop)
+        if missed is not None:
+            console.print(gate_text(max_drop, missed))
     return int(missed is not None)
 
 
@@ -240,17 +242,17 @@ def inspect(
     if against is not None and data is not None:
         with progress_bar() as progress:
             errors = quantized_against(model, against, data, preprocess, progress)
-        console.print(layer_table(errors, f"{against} against {model}"))
-        write_json(json_file, [asdict(e) for e in errors])
+        with writing(json_file, [asdict(e) for e in errors]):
+            console.print(layer_table(errors, f"{against} against {model}"))
         return 0
     found, kernels = run_inspect(load(model), model)
     total = cost(found)
     values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
     values |= {"cost": asdict(total)}
-    console.print(_layer_list(found))
-    console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
-    console.print(cost_text(total))
-    write_json(json_file, values | {"total_layers": kernels.total})
+    with writing(json_file, values | {"total_layers": kernels.total}):
+        console.print(_layer_list(found))
+        console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
+        console.print(cost_text(total))
     return 0
 
 
@@ -280,9 +282,9 @@ def bench(
             [float_model, *quantized], threads=threads, batch=batch, progress=progress
         )
     console = out()
-    console.print(_speed_table(speeds))
-    console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
-    write_json(json_file, [asdict(s) for s in speeds])
+    with writing(json_file, [asdict(s) for s in speeds]):
+        console.print(_speed_table(speeds))
+        console.print(f"onnxruntime {version()}, 8-bit instructions: {cpu_note()}")
     return 0
 
 
@@ -341,9 +343,9 @@ def demo(output: Path | None, json_file: Path | None) -> int:
                 f"{len(report.kernels.integer)} of {report.kernels.total}",
             )
     console = out()
-    console.print(table)
-    console.print("next: onnxq convert model.onnx --calib images/")
-    write_json(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values})
+    with writing(json_file, {"reports": [r.to_dict() for r in reports], "speeds": speed_values}):
+        console.print(table)
+        console.print("next: onnxq convert model.onnx --calib images/")
     return 0
 
 

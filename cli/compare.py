@@ -22,7 +22,7 @@ from onnxq.cli.options import (
     preprocess_option,
     progress_bar,
     several,
-    write_json,
+    writing,
 )
 from onnxq.comparison import Row, Sweep, compare_recipes
 from onnxq.errors import Interrupted, UsageError
@@ -123,12 +123,12 @@ def compare(
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         raise Interrupted(f"interrupted; {_kept(table)}") from stop
-    _print(sweep)
     if plot_file is not None:
         with replacing(plot_file) as temporary:
             temporary.write_text(plot(sweep.rows), encoding="utf-8")
     values = asdict(sweep) | {"best": sorted(sweep.best), "warnings": sweep.warnings}
-    write_json(json_file, values | {"rows": [row.model_dump() for row in sweep.rows]})
+    with writing(json_file, values | {"rows": [row.model_dump() for row in sweep.rows]}):
+        _print(sweep)
     return sweep.exit_code
 
 

@@ -154,12 +154,19 @@ def progress_bar() -> Iterator[Callback]:
         yield advance
 
 
-def write_json(path: Path | None, values: Any) -> None:
-    """Write figures; values JSON has no word for (an infinite SQNR) become null."""
-    if path is None:
-        return
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(values), indent=2) + "\n", encoding="utf-8")
+@contextmanager
+def writing(path: Path | None, values: Any) -> Iterator[None]:
+    """Write figures, whether or not anybody reads what is printed first.
+
+    Values JSON has no word for (an infinite SQNR) become null.
+    """
+    try:
+        yield
+    finally:
+        if path is not None:
+            with replacing(path) as temporary:
+                text = json.dumps(_plain(values), indent=2) + "\n"
+                temporary.write_text(text, encoding="utf-8")
 
 
 def _not_a_model(context: Any, option: Any, path: Path | None) -> Path | None:

@@ -111,14 +111,15 @@ def inspect(
         w = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
         how = stored(tensor)
         grid = grid_of(node.inputs[1 - side])
-        # Where channel groups are computed together, zeros stand between the weights.
-        spread = w.size // how.count if how.count else 1
-        uses = macs[node.name]
+        uses, shape = macs[node.name], w.shape
+        if how.merged > 1:  # zeros between the weights are none of the model's
+            shape = (shape[0], shape[1] // how.merged, *shape[2:])
+            uses = None if uses is None else uses // how.merged
         found.append(
             LayerInfo(
                 node.name,
                 node.op,
-                w.shape if spread == 1 else (w.shape[0], w.shape[1] // spread, *w.shape[2:]),
+                shape,
                 how.bits,
                 32 if grid is None else grid.spec.bits,
                 how.scales,
@@ -126,7 +127,7 @@ def inspect(
                 float(w.max(initial=0.0)),
                 kernels.integer.get(node.name, "float"),
                 32 * how.scales + how.book,
-                None if uses is None else uses // spread,
+                uses,
                 _oaq_ssim(w) if how.bits >= 16 else None,
             )
         )

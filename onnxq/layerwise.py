@@ -215,10 +215,11 @@ def _entry(tensor: gs.Tensor) -> str:
 
 def _result(node: gs.Node) -> gs.Tensor:
     """The layer's result as its readers see it: dequantized, if it is quantized."""
-    tensor = node.outputs[0]
-    while readers := [reader for reader in tensor.outputs if reader.op in TRANSPARENT]:
+    tensor, passing = node.outputs[0], {"DequantizeLinear", "QuantizeLinear"}
+    while readers := [reader for reader in tensor.outputs if reader.op in passing]:
         reader = next((r for r in readers if r.op == "DequantizeLinear"), readers[0])
         tensor = reader.outputs[0]
         if reader.op == "DequantizeLinear":
             break
+        passing = TRANSPARENT  # of floats, one reader's Clip is not what the others see
     return tensor

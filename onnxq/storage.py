@@ -30,10 +30,9 @@ OLDEST = "1.23"
 # The opset that quantization needs in any case, for QuantizeLinear per channel.
 OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
-UNPACKERS = {
-    "Add", "Cast", "Div", "Gather", "Mod", "Mul", "Pad", "Range", "Reshape", "Slice", "Split",
-    "Transpose",
-}  # fmt: skip
+UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
+# What puts channel groups together does so in this order.
+MERGERS = ("Reshape", "Transpose", "Pad", "Reshape", "Slice", "Reshape", "Transpose", "Reshape")
 # The oldest onnxruntime that rounds the float bias of an integer Conv, of those that were tried.
 ROUNDS_BIASES = (1, 23)
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
@@ -76,6 +75,9 @@ def stored_names(tensor: gs.Tensor) -> list[str]:
     """Names a constant operand has on its way from the file to its reader; [] if it is not one."""
     if isinstance(tensor, gs.Constant):
         return [tensor.name]
+    apart, count = _apart(tensor)
+    if count > 1:
+        return [tensor.name, *stored_names(apart)]
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
         return []
@@ -95,13 +97,13 @@ class Stored:
         bits: That a value takes, scales and shared tables apart.
         scales: Number of scales; 0 if it is not quantized.
         book: Bits of its codebook; 0 if its levels are evenly spaced.
-        count: Number of codes, fewer than values where zeros come between them; 0 likewise.
+        merged: How many channel groups are computed as one, with zeros between their weights.
     """
 
     bits: int = 32
     scales: int = 0
     book: int = 0
-    count: int = 0
+    merged: int = 1
 
 
 def stored(tensor: gs.Tensor) -> Stored:
@@ -109,18 +111,32 @@ def stored(tensor: gs.Tensor) -> Stored:
     if isinstance(tensor, gs.Constant):
         return Stored(element_bits(tensor))
     node = tensor.inputs[0]
-    if node.op in ("Reshape", "Transpose") and node.inputs[0].inputs:  # of groups to channels
+    if node.op == "Reshape" and node.inputs[0].inputs:  # of groups to channels
         node = node.inputs[0].inputs[0]
     if node.op not in ("DequantizeLinear", "Mul") or not isinstance(node.inputs[1], gs.Constant):
         return Stored()
-    if (found := _codes(node.inputs[0])) is None:
+    tensor, merged = _apart(node.inputs[0])
+    if (found := _codes(tensor)) is None:
         return Stored()
-    bits, book, count = found
-    return Stored(bits, int(node.inputs[1].values.size), book, count)
+    bits, book = found
+    return Stored(bits, int(node.inputs[1].values.size), book, merged)
 
 
-def _codes(tensor: gs.Tensor) -> tuple[int, int, int] | None:
-    """Bits of a code and of the codebook behind a tensor, and its codes; None if it is no codes."""
+def _apart(tensor: gs.Tensor) -> tuple[gs.Tensor, int]:
+    """The codes before their channel groups were put together, and how many at a time; else 1."""
+    source, shape = tensor, None
+    for op in reversed(MERGERS):
+        node = source.inputs[0] if source.inputs else None
+        if node is None or node.op != op:
+            return tensor, 1
+        source, shape = node.inputs[0], node.inputs[1] if op == "Reshape" else shape
+    if not isinstance(shape, gs.Constant) or shape.values.size != 4:
+        return tensor, 1
+    return source, int(shape.values[1])
+
+
+def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
+    """Bits of a code and of the codebook behind a tensor; None if it is no codes."""
     book = 0
     while not isinstance(tensor, gs.Constant):
         node = tensor.inputs[0]
@@ -129,16 +145,13 @@ def _codes(tensor: gs.Tensor) -> tuple[int, int, int] | None:
             bits = 8 * sum(int(plane.values.size) for plane in planes)
             count = int(node.inputs[1].values.sum()) if len(node.inputs) > 1 else 0
             book = book or _book(node.inputs[0])
-            size = int(node.inputs[1].values[node.outputs.index(tensor)]) if count else 0
-            return (round(bits / count), book, size) if planes and count else None
+            return (round(bits / count), book) if planes and count else None
         if node.op == "Gather":
             book = _book(tensor)
-        elif node.op not in ("Cast", "Pad", "Reshape", "Slice", "Transpose"):
+        elif node.op not in ("Cast", "Reshape"):
             return None
         tensor = node.inputs[1 if node.op == "Gather" else 0]
-    if tensor.dtype in (np.float16, np.float32):
-        return None
-    return element_bits(tensor), book, math.prod(tensor.shape)
+    return None if tensor.dtype in (np.float16, np.float32) else (element_bits(tensor), book)
 
 
 def _book(tensor: gs.Tensor) -> int:
@@ -208,32 +221,25 @@ class Storage:
         ready = dtype == INT8 or (weight.book is not None and weight.book.dtype == np.float32)
         return result if ready else self._cast(result, dtype)
 
-    def merge(
-        self, codes: gs.Tensor, shape: tuple[int, ...], groups: int, merged: int
-    ) -> gs.Tensor:
-        """Codes of a grouped convolution for one where so many of its groups are one.
-
-        A channel of the b-th of them reads the b-th block of the inputs: rows that are padded by
-        all blocks' width, laid end to end and cut again at that width, each start a block further
-        to the right.
+    def merge(self, codes: gs.Tensor, shape: tuple[int, ...], groups: int, count: int) -> gs.Tensor:
+        """The codes of a grouped convolution as ``numerics.groups.merge`` has them.
 
         Args:
-            codes: Levels, zeros in which are code 0.
-            shape: Theirs, (c_out, c_in / groups, *kernel).
+            codes: Levels, (c_out, c_in / groups, *kernel), int8.
+            shape: Theirs.
             groups: Of the convolution.
-            merged: Divides them.
+            count: Divides them.
         """
         c_out, inputs, *kernel = shape
-        outer, rows, width = groups // merged, c_out // groups, math.prod(shape[1:])
-        whole = merged * width
-        blocks = self._apply("Reshape", codes, self._shape((outer, merged, rows, width)))
-        blocks = self._turned(blocks)
+        outer, rows, width = groups // count, c_out // groups, math.prod(shape[1:])
+        whole = count * width
+        blocks = self._turned(self._reshaped(codes, outer, count, rows, width))
         padded = self._apply("Pad", blocks, self._shape((0,) * 7 + (whole,)))
-        flat = self._apply("Reshape", padded, self._shape((outer, rows, merged * (whole + width))))
-        ends = (self._shape((end,)) for end in (0, merged * whole, 2))
+        flat = self._reshaped(padded, outer, rows, count * (whole + width))
+        ends = (self._shape((end,)) for end in (0, count * whole, 2))
         cut = self._apply("Slice", flat, *ends)
-        apart = self._turned(self._apply("Reshape", cut, self._shape((outer, rows, merged, whole))))
-        return self._apply("Reshape", apart, self._shape((c_out, merged * inputs, *kernel)))
+        apart = self._turned(self._reshaped(cut, outer, rows, count, whole))
+        return self._reshaped(apart, c_out, count * inputs, *kernel)
 
     def finish(self) -> None:
         """Write the streams and what unpacks them."""
@@ -315,6 +321,9 @@ class Storage:
         result = self.model.variable("u")
         self.model.add(op, list(inputs), result)
         return result
+
+    def _reshaped(self, tensor: gs.Tensor, *shape: int) -> gs.Variable:
+        return self._apply("Reshape", tensor, self._shape(shape))
 
     def _turned(self, tensor: gs.Tensor) -> gs.Variable:
         result = self.model.variable("u")

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.placement import without_products
 
 # From here on the quotient is 1 in float32, and n far from its largest value.
 OPEN = 20.0
@@ -26,24 +27,29 @@ class ExpandMish(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        for node in list(model.graph.nodes):
-            if node.domain or node.name in model.kept_float:
+        nodes = [n for n in model.graph.nodes if not n.domain and n.name not in model.kept_float]
+        found = {node.name: (node, x) for node in nodes if (x := _data(node)) is not None}
+        results = without_products(model).born if found else set()
+        for name, (node, x) in found.items():
+            # Of what integer layers return, the type is known.
+            if x.name not in results and x.dtype != np.float32:
+                outcome.skip(name, "whether it computes in float32 is not known")
                 continue
             if node.op == "Mish":
-                x, gate = node.inputs[0], model.variable(f"{node.name}_gate")
-                model.add("Div", _quotient(model, node.name, x), gate)
+                gate = model.variable(f"{name}_gate")
+                model.add("Div", _quotient(model, name, x), gate)
                 node.op, node.inputs = "Mul", [x, gate]
-            elif node.op == "Tanh" and (x := _of_softplus(node)) is not None:
-                node.op, node.inputs = "Div", _quotient(model, node.name, x)
             else:
-                continue
-            outcome.edit(node.name, "written with Exp")
+                node.op, node.inputs = "Div", _quotient(model, name, x)
+            outcome.edit(name, "written with Exp")
         return outcome
 
 
-def _of_softplus(tanh: gs.Node) -> gs.Tensor | None:
-    """What the Softplus before a Tanh reads; None if there is none."""
-    made = tanh.inputs[0].inputs
+def _data(node: gs.Node) -> gs.Tensor | None:
+    """What a Mish, or the Softplus before a Tanh, reads; None if a node is neither."""
+    if node.op == "Mish":
+        return node.inputs[0]
+    made = node.inputs[0].inputs if node.op == "Tanh" else []
     return made[0].inputs[0] if made and made[0].op == "Softplus" and not made[0].domain else None
 
 

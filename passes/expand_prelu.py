@@ -32,7 +32,7 @@ class ExpandPrelu(Pass):
         found = [node.name for node in model.graph.nodes if _has_slopes(model, node)]
         if not found:
             return outcome
-        ranks, trial, expanded = model.ranks(), model.clone(), dict[str, str]()
+        ranks, fit = model.ranks(), dict[str, str]()
         for name in found:
             node = _node(model, name)
             x, slopes = node.inputs[0].name, node.inputs[1].values
@@ -41,17 +41,23 @@ class ExpandPrelu(Pass):
                 node.attrs["alpha"] = float(slopes.reshape(()))
                 outcome.edit(name, "a LeakyRelu, as it has one slope")
             elif ranks.get(x) == 4 and slopes.shape[-3:] == (slopes.size, 1, 1):
-                _expand(trial, name)
-                expanded[name] = x
+                fit[name] = x
             else:
                 outcome.skip(name, "its slopes are not one for each channel of an image")
-        integer = without_products(trial)
-        for name, x in expanded.items():
-            if x in integer.born and name in integer.integer:
-                _expand(model, name)
-                outcome.edit(name, "expanded into operators with integer kernels")
-            else:
+        while fit:
+            trial = model.clone()
+            for name in fit:
+                _expand(trial, name)
+            placed = without_products(trial)
+            left = {n: x for n, x in fit.items() if x in placed.born and n in placed.integer}
+            for name in fit.keys() - left.keys():
                 outcome.skip(name, "its neighbours are float operators")
+            if left == fit:
+                break
+            fit = left  # without the others, what these return may be wanted no more
+        for name in fit:
+            _expand(model, name)
+            outcome.edit(name, "expanded into operators with integer kernels")
         return outcome
 
 

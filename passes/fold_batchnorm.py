@@ -217,14 +217,21 @@ def _fold_after(model: Model, node: gs.Node, source: _Source) -> bool:
     w, b = fold.fold_after(layer.weight, bias, a, d, layer.per_output(a))
     if not (np.isfinite(w).all() and np.isfinite(b).all()):
         return False
-    result = node.outputs[0]
-    if result.name not in model.moments and (known := model.moments.get(layer.output.name)):
+    result, known = node.outputs[0], model.moments.get(layer.output.name)
+    if result.name not in model.moments and known is not None and source.axis == 1:
         model.moments[result.name] = a * known[0] + d, np.abs(a) * known[1]
     node.inputs.clear()
     node.outputs.clear()
+    end = layer.end
     source.last.outputs[0] = result
+    for maker in {n.name: n for n in (layer.node, end) if n is not source.last}.values():
+        # What is computed on the way has other values now, and so another name.
+        old, new = maker.outputs[0], model.variable(f"{maker.outputs[0].name}_folded")
+        model.redirect(old, new)
+        maker.outputs[0] = new
     layer.set_weight(model, w)
-    layer.set_bias(model, b)
+    if layer.bias_tensor is not None or b.any():
+        layer.set_bias(model, b)
     return True
 
 

@@ -22,7 +22,7 @@ from pydantic import field_validator
 
 from onnxq.layers import Layer, layer_of
 from onnxq.model import FLOAT, Model
-from onnxq.numerics import affine
+from onnxq.numerics import affine, groups
 from onnxq.numerics.bias import exact_codes, fit_weight, quantize_bias
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import (
@@ -43,10 +43,6 @@ from onnxq.storage import OLDEST, Storage, rounds_biases
 # The code of what a pool averages with: two products with activations fit the 16 bits in which
 # processors without instructions for dot products add them.
 AVERAGED = 64
-# onnxruntime multiplies the matrices of each channel group by themselves. Measured with 64 to 1,024
-# channels and 3x3 kernels, so many inputs of a group are best: with fewer most of the time is the
-# groups' own, with more that of the zeros that stand in wider ones.
-BEST_GROUP = 32
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
 
@@ -104,15 +100,6 @@ def _pools(model: Model, placement: Placement) -> dict[str, int]:
         if len(shape) == 4 and shape[1] and not odd:
             channels[node.name] = shape[1]
     return channels
-
-
-def _merged(layer: Layer) -> int:
-    """How many channel groups of a layer are computed as one."""
-    inputs = layer.c_in // layer.groups
-    if layer.op != "Conv" or layer.depthwise:
-        return 1
-    counts = (n for n in range(1, layer.groups + 1) if layer.groups % n == 0)
-    return min(counts, key=lambda n: n * inputs + BEST_GROUP**2 / (n * inputs))
 
 
 class _Emitter:
@@ -334,9 +321,11 @@ class _Emitter:
         # the weight is spelled out.
         name = layer.weight_tensor.name
         stored = self.storage.store(name, weight)
-        if (merged := _merged(layer)) > 1:
-            stored = self.storage.merge(stored, weight.codes.shape, layer.groups, merged)
-            layer.node.attrs["group"] = layer.groups // merged
+        if layer.op == "Conv" and layer.groups > 1 and not layer.depthwise:
+            count = groups.together(layer.groups, layer.c_in // layer.groups)
+            if count > 1:
+                stored = self.storage.merge(stored, weight.codes.shape, layer.groups, count)
+                layer.node.attrs["group"] = layer.groups // count
         layer.node.inputs[layer.weight_index] = self._dequantized(
             name,
             stored,

@@ -90,7 +90,7 @@ class QuantizeWeights(Pass):
             largest = values.max(axis=affine.reduce_axes(values.ndim, layer.out_axis))
             dead = int(np.sum(largest <= DEAD * largest.max()))
             outcome.edit(layer.name, f"{step.bits} bits")
-            if dead:
+            if dead and layer.weight.size > layer.c_out:  # a factor may well be zero
                 outcome.remark(
                     layer.name,
                     f"{dead} of {layer.c_out} channels are dead: all zero",

@@ -41,6 +41,25 @@ class TurnDepthToSpace(Pass):
             shape, block = shapes.get(node.inputs[0].name, ()), int(node.attrs["blocksize"])
             if node.name not in on_codes:
                 outcome.skip(node.name, "it runs on floats")
+                continue
+            if len(shape) != 4 or not shape[1]:
+                outcome.skip(node.name, "how many channels it has is not known")
+                continue
+            name, reordered = node.name, node.attrs.get("mode", "DCR") == "CRD"
+            if reordered and not _reorder(model, node, block, ends):
+                outcome.skip(name, "no layer alone makes its channels, whose order matters")
+                continue
+            if reordered:  # a node with a name of the source tells that what it reads is the same
+                node.name = model.fresh(f"{name}_reordered")
+            _turn(model, node, block, shape[1])
+            outcome.edit(name, "became a Transpose with channels last")
+        return outcome
+        shapes, on_codes = model.shapes(), without_products(model).moves
+        ends = {layer.end.name: layer for layer in layers(model)}
+        for node in found:
+            shape, block = shapes.get(node.inputs[0].name, ()), int(node.attrs["blocksize"])
+            if node.name not in on_codes:
+                outcome.skip(node.name, "it runs on floats")
             elif len(shape) != 4 or not shape[1]:
                 outcome.skip(node.name, "how many channels it has is not known")
             elif node.attrs.get("mode", "DCR") == "CRD" and not _reorder(model, node, block, ends):
@@ -85,10 +104,8 @@ def _reorder(model: Model, node: gs.Node, block: int, ends: dict[str, Layer]) ->
 
 
 def _turn(model: Model, node: gs.Node, block: int, channels: int) -> None:
-    """Replace the node: what has its name computes what it did, and this chain alone does."""
+    """Turn the node into the last of those that do what it did."""
     (tensor, *_), (result,) = node.inputs, node.outputs
-    node.inputs.clear()
-    node.outputs.clear()
 
     def step(op: str, inputs: list[gs.Tensor], **attrs: Any) -> gs.Tensor:
         made = model.variable(f"{result.name}_turned")
@@ -106,4 +123,5 @@ def _turn(model: Model, node: gs.Node, block: int, channels: int) -> None:
     # Where sizes are fixed, onnxruntime computes this at load.
     sizes = step("Slice", [step("Shape", [last]), numbers(0), numbers(3)])
     larger = step("Concat", [step("Mul", [sizes, numbers(1, block, block)]), inner], axis=0)
-    model.add("Transpose", [step("Reshape", [turned, larger])], result, perm=FIRST)
+    node.op, node.attrs = "Transpose", {"perm": FIRST}
+    node.inputs = [step("Reshape", [turned, larger])]

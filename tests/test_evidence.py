@@ -16,7 +16,7 @@ from onnxq.model import from_proto, load
 from onnxq.numerics.metrics import Fidelity
 from onnxq.pipeline import Outcome, Skip
 from onnxq.preprocess import METADATA_KEY, PRESETS
-from onnxq.recipes import PREPARATION
+from onnxq.recipes import PREPARATION, plan
 from onnxq.runtime import Session
 from onnxq.sources import open_samples
 from onnxq.validation import quantized_against
@@ -379,3 +379,63 @@ def test_new_names_are_none_of_the_source(tmp_path):
     errors = quantized_against(tmp_path / "source.onnx", file, samples)
     assert len(errors) == 3
     assert all(error.isolated > 30 for error in errors)
+
+
+FLOAT_HEAD = "(float[N,3,8,8] x) => (float[] y)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "compared"),
+    [
+        ("a = Conv(x, w) d = DepthToSpace<blocksize=2>(a) y = Conv(d, w2)", {"a", "y"}),
+        # Its channels have another order in the file.
+        ('a = Conv(x, w) d = DepthToSpace<blocksize=2,mode="CRD">(a) y = Conv(d, w2)', {"y"}),
+        ("t = Transpose<perm=[0,2,3,1]>(x) h = MatMul(t, m) b = Add(h, k) y = Mul(b, k)", {"y"}),
+    ],
+)
+def test_what_is_compared_with_the_source_is_the_same_there(tmp_path, nodes, compared):
+    arrays = {"w": (12, 3, 3, 3), "w2": (5, 3, 1, 1), "m": (3, 6), "k": np.geomspace(0.01, 2, 6)}
+    used = {n: v for n, v in arrays.items() if f"{n})" in nodes}
+    used |= {n: v.astype(np.float32) for n, v in used.items() if n == "k"}
+    proto = build(f"{FLOAT_HEAD} {{ {nodes} }}", **used)
+    onnx.save(proto, tmp_path / "source.onnx")
+    _, file = quantize(proto, tmp_path)
+    errors = quantized_against(tmp_path / "source.onnx", file, [feeds(proto, s) for s in range(4)])
+    assert {error.result for error in errors} <= compared
+    assert len(errors) == min(len(compared), sum(op in nodes for op in ("a = Conv", "y = Conv")))
+    assert all(error.isolated > 25 for error in errors)
+
+
+def test_a_result_that_several_read_is_not_taken_for_what_one_makes_of_it(tmp_path):
+    """The PRelu that reads the float result is a Relu, a Clip and more in the file."""
+    proto = build(
+        f"{FLOAT_HEAD} {{ a = Conv(x, w) h = PRelu(a, s) y = Conv(h, w2) }}",
+        w=(4, 3, 3, 3), s=np.full((4, 1, 1), 0.3, np.float32) + np.arange(4, dtype=np.float32)
+        .reshape(4, 1, 1) / 10, w2=(5, 4, 1, 1),
+    )  # fmt: skip
+    recipe = plan("fast", calibrated=True)
+    steps = tuple(
+        step.model_copy(update={"floats": ("Conv_a",)})
+        if step.name == "quantize-activations"
+        else step
+        for step in recipe.passes
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    report = onnxq.convert(
+        tmp_path / "model.onnx",
+        recipe=recipe.model_copy(update={"passes": steps}),
+        calib=[feeds(proto, seed) for seed in range(4)],
+    )
+    assert report.kernels.floating == ["Conv_a"]
+    assert {layer.name: layer.result for layer in report.layers}["Conv_a"] == "a"
+
+
+def test_a_slope_of_zero_is_no_dead_channel(tmp_path):
+    proto = build(
+        f"{FLOAT_HEAD} {{ a = Conv(x, w) h = PRelu(a, s) y = Conv(h, w2) }}",
+        w=(4, 3, 3, 3), s=np.array([0, 0.1, 0.2, 0.3], np.float32).reshape(4, 1, 1),
+        w2=(5, 4, 1, 1),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert len(report.kernels.integer) == 3
+    assert not report.outcomes["quantize-weights"].remarks

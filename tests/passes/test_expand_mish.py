@@ -42,3 +42,24 @@ def test_what_is_kept_float_stays(nodes, name):
     before = ops(model)
     assert not ExpandMish().run(model, {}).edits
     assert ops(model) == before
+
+
+@pytest.mark.parametrize("kind", [10, 11])
+def test_what_may_not_be_float32_stays(kind):
+    proto = build(
+        f"{HEAD} {{ a = Cast<to={kind}>(x) m = Mish(a) s = Softplus(a) t = Tanh(s) p = Mul(a, t) "
+        "q = Add(m, p) y = Cast<to=1>(q) }",
+        opset=18,
+    )
+    model, outcome = after(proto, ExpandMish())
+    assert not outcome.edits
+    assert len(outcome.skips) == 2
+    run(model.to_proto(), {"x": np.zeros(4001, np.float32)})
+
+
+def test_what_an_integer_layer_returns_is_float32():
+    proto = build(
+        "(float[1,4,6,6] x) => (float[] y) { a = Conv(x, w) m = Mish(a) y = Conv(m, w) }",
+        opset=18, w=(4, 4, 3, 3),
+    )  # fmt: skip
+    assert len(after(proto, ExpandMish())[1].edits) == 1

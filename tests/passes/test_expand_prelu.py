@@ -85,3 +85,10 @@ def test_what_is_kept_float_stays():
 def test_slopes_that_are_computed_stay():
     proto = prelu("t = Neg(s) a = Conv(x, w) h = PRelu(a, t) y = Conv(h, w)", SLOPES[:, None, None])
     assert ops(after(proto, ExpandPrelu())[0]).count("PRelu") == 1
+
+
+def test_one_that_only_leads_to_another_that_stays_does_so_too():
+    nodes = "a = Conv(x, w) h = PRelu(a, s) b = Conv(x, w) q = Add(h, b) k = PRelu(q, s) y = Exp(k)"
+    model, outcome = after(prelu(nodes, SLOPES[:, None, None]), ExpandPrelu())
+    assert ops(model).count("PRelu") == 2
+    assert len(outcome.skips) == 2

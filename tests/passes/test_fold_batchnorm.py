@@ -261,7 +261,7 @@ def with_arrays(text):
 @pytest.mark.parametrize(
     ("nodes", "left"),
     [
-        ("a = MatMul(x, w) y = Mul(a, some)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) y = Mul(a, some)", ["MatMul"]),
         ("a = MatMul(x, w) b = Add(some, a) y = Mul(line, b)", ["MatMul", "Add"]),
         ("a = MatMul(x, w) b = Add(a, some) y = Sub(b, some)", ["MatMul", "Add"]),
         (
@@ -368,3 +368,29 @@ def test_what_a_norm_tells_goes_through_arithmetic_behind_it():
     mean, spread = alone.moments["y"]
     np.testing.assert_allclose(model.moments["y"][0], np.float32(-0.7) * mean + 0.3, rtol=1e-5)
     np.testing.assert_allclose(model.moments["y"][1], np.float32(0.7) * spread, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stale"),
+    [
+        ("a = MatMul(x, w) b = Add(a, some) y = Mul(b, some)", {"a", "b"}),
+        ("a = MatMul(x, w) b = Transpose<perm=[0,2,1]>(a) y = Mul(b, column)", {"a", "b"}),
+        ("a = MatMul(x, w) b = Add(a, some) c = Transpose<perm=[0,2,1]>(b) y = Mul(c, column)",
+         {"a", "b", "c"}),
+    ],
+)  # fmt: skip
+def test_what_has_other_values_has_another_name(nodes, stale):
+    model, _ = after(with_arrays(f"{TOKENS} {{ {nodes} }}"), FoldBatchnorm())
+    assert not {t.name for node in model.graph.nodes for t in node.outputs} & stale
+
+
+def test_what_a_norm_tells_is_not_told_of_another_axis():
+    proto = build(
+        f"{IMAGE} {{ a = Conv(x, w) b = {NORM}(a, g, s, m, v) c = Transpose<perm=[0,2,3,1]>(b) "
+        "d = Mul(c, q) y = Relu(d) }",
+        w=(4, 4, 1, 1), q=NUMBERS["width"], **norm(4),
+    )  # fmt: skip
+    model, _ = after(proto, FoldBatchnorm())
+    assert ops(model) == ["Conv", "Transpose", "Relu"]
+    known = {t.name for node in model.graph.nodes for t in node.outputs} & model.moments.keys()
+    assert not known

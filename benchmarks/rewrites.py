@@ -1,0 +1,84 @@
+"""What writing operators anew is worth: chains of layers with them, as a file and without that.
+
+    python benchmarks/rewrites.py > table.md
+
+Weights are random: speed alone is measured, one thread, batch 1, all files of a row in turns,
+ratios to the float model.
+"""
+
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+
+import onnxq
+from onnxq.bench import bench
+from onnxq.numerics import groups
+from onnxq.recipes import plan
+
+SIDE, REPEATS, SAMPLES = 56, 5, 4
+
+# What follows the input, of 64 channels, again and again; {i} and {o} are the tensors.
+CHAINS = {
+    "PRelu": ("a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) {o} = PRelu(a{n}, s{n})",
+              {"w": (64, 64, 3, 3), "s": (64, 1, 1)}),
+    "Mish": ("a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) b{n} = Softplus(a{n}) c{n} = Tanh(b{n}) "
+             "{o} = Mul(a{n}, c{n})", {"w": (64, 64, 3, 3)}),
+    "DepthToSpace": ('a{n} = Conv({i}, w{n}) b{n} = DepthToSpace<blocksize=2,mode="CRD">(a{n}) '
+                     "{o} = Conv<strides=[2,2]>(b{n}, v{n})",
+                     {"w": (128, 64, 1, 1), "v": (64, 32, 2, 2)}),
+    "ConvTranspose": ("a{n} = ConvTranspose<strides=[2,2]>({i}, w{n}) r{n} = Relu(a{n}) "
+                      "{o} = Conv<strides=[2,2]>(r{n}, v{n})",
+                      {"w": (64, 32, 2, 2), "v": (64, 32, 2, 2)}),
+    "groups of 4": ("a{n} = Conv<group=16,pads=[1,1,1,1]>({i}, w{n}) r{n} = Relu(a{n}) "
+                    "{o} = Conv(r{n}, v{n})", {"w": (64, 4, 3, 3), "v": (64, 64, 1, 1)}),
+    "groups of 8": ("a{n} = Conv<group=8,pads=[1,1,1,1]>({i}, w{n}) r{n} = Relu(a{n}) "
+                    "{o} = Conv(r{n}, v{n})", {"w": (64, 8, 3, 3), "v": (64, 64, 1, 1)}),
+    "groups of 16": ("a{n} = Conv<group=4,pads=[1,1,1,1]>({i}, w{n}) r{n} = Relu(a{n}) "
+                     "{o} = Conv(r{n}, v{n})", {"w": (64, 16, 3, 3), "v": (64, 64, 1, 1)}),
+}  # fmt: skip
+REWRITES = ("expand-prelu", "expand-mish", "turn-depth-to-space")
+
+
+def network(nodes: str, weights: dict[str, tuple[int, ...]], rng: np.random.Generator) -> bytes:
+    """REPEATS times the nodes, one after the other."""
+    text = " ".join(nodes.format(n=n, i=f"x{n}", o=f"x{n + 1}") for n in range(REPEATS))
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net (float[1,64,{SIDE},{SIDE}] x0) => '
+        f"(float[1,64,{SIDE},{SIDE}] x{REPEATS}) {{ {text} }}"
+    )
+    for n in range(REPEATS):
+        for name, shape in weights.items():
+            drawn = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+            if name == "s":
+                drawn = rng.uniform(0.0, 0.5, shape)
+            tensor = onnx.numpy_helper.from_array(drawn.astype(np.float32), f"{name}{n}")
+            proto.graph.initializer.append(tensor)
+    return proto.SerializeToString()
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    recipe = plan("fast", calibrated=True)
+    plain = recipe.model_copy(
+        update={"passes": tuple(p for p in recipe.passes if p.name not in REWRITES)}
+    )
+    print("| between layers | as it is | written anew |\n| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (nodes, weights) in CHAINS.items():
+            source, before, after = (Path(folder) / f"{part}.onnx" for part in ("f", "b", "a"))
+            rng = np.random.default_rng(0)
+            source.write_bytes(network(nodes, weights, rng))
+            shape = (1, 64, SIDE, SIDE)
+            calib = [{"x0": rng.standard_normal(shape, np.float32)} for _ in range(SAMPLES)]
+            with patch.object(groups, "BEST", 1):  # no groups are put together
+                onnxq.convert(source, before, recipe=plain, calib=calib, force=True)
+            onnxq.convert(source, after, recipe=recipe, calib=calib, force=True)
+            _, old, new = bench([source, before, after])
+            print(f"| {name} | {old.ratio:.2f}x | {new.ratio:.2f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
