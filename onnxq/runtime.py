@@ -79,6 +79,8 @@ class Session:
             prefix = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{prefix}_file_name", f"{dump.name}.data")
             options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+        if isinstance(model, Path) and not model.exists():
+            raise InputError(f"{model}: no such file")
         path = model if isinstance(model, Path) else getattr(model, "path", None)
         with _source(model, taps) as source:
             try:

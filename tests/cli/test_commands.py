@@ -419,6 +419,11 @@ def hasty(monkeypatch):
     monkeypatch.setattr("onnxq.bench.SLICE_SECONDS", 0.001)
 
 
+def test_a_model_to_be_timed_that_is_not_there_is_told_as_such(here, onnxq):
+    result = onnxq("bench", "model.onnx", "none.onnx")
+    assert (result.exit_code, result.stderr) == (3, "onnxq: none.onnx: no such file\n")
+
+
 def test_bench_prints_ratios_to_the_first_model(quantized, onnxq, hasty):
     flags = ("--batch", "2", "--threads", "1", "--json", "out.json")
     result = onnxq("bench", "model.onnx", "q.onnx", "model.onnx", *flags)
