@@ -16,7 +16,7 @@ from onnxq.runtime import Session
 
 # What is written anew for integer kernels, and narrow channel groups.
 STRUCTURES = """<ir_version: 8, opset_import: ["" : 17]>
-net (float[N,8,16,16] image) => (float[N,4] logits) {
+net (float[8,8,16,16] image) => (float[8,4] logits) {
   a = Conv<group=2,pads=[1,1,1,1]>(image, w1)  p = PRelu(a, s)
   u = Conv(p, w2)  d = DepthToSpace<blocksize=2,mode="CRD">(u)  r = Relu(d)
   t = ConvTranspose<strides=[2,2]>(r, w3)  c = Conv<group=4,pads=[1,1,1,1]>(t, w4)
