@@ -50,8 +50,9 @@ class ExpandPrelu(Pass):
                 _expand(trial, name)
             placed = without_products(trial)
             left = {n: x for n, x in fit.items() if x in placed.born and n in placed.integer}
-            for name in fit.keys() - left.keys():
-                outcome.skip(name, "its neighbours are float operators")
+            for name in fit:
+                if name not in left:
+                    outcome.skip(name, "its neighbours are float operators")
             if left == fit:
                 break
             fit = left  # without the others, what these return may be wanted no more
