@@ -54,20 +54,6 @@ class TurnDepthToSpace(Pass):
             _turn(model, node, block, shape[1])
             outcome.edit(name, "became a Transpose with channels last")
         return outcome
-        shapes, on_codes = model.shapes(), without_products(model).moves
-        ends = {layer.end.name: layer for layer in layers(model)}
-        for node in found:
-            shape, block = shapes.get(node.inputs[0].name, ()), int(node.attrs["blocksize"])
-            if node.name not in on_codes:
-                outcome.skip(node.name, "it runs on floats")
-            elif len(shape) != 4 or not shape[1]:
-                outcome.skip(node.name, "how many channels it has is not known")
-            elif node.attrs.get("mode", "DCR") == "CRD" and not _reorder(model, node, block, ends):
-                outcome.skip(node.name, "no layer alone makes its channels, whose order matters")
-            else:
-                _turn(model, node, block, shape[1])
-                outcome.edit(node.name, "became a Transpose with channels last")
-        return outcome
 
 
 def _reorder(model: Model, node: gs.Node, block: int, ends: dict[str, Layer]) -> bool:
