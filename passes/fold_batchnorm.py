@@ -199,11 +199,10 @@ def _ended(node: gs.Node) -> Layer | None:
 def _layer_after(model: Model, node: gs.Node) -> Layer | None:
     reader = model.single_consumer(node.outputs[0])
     layer = layer_of(reader) if reader is not None else None
-    if layer is None or not _foldable(layer) or layer.op == "MatMul":
+    if layer is None or layer.op == "MatMul" or not _foldable(layer):
         return None
-    if layer.data is not node.outputs[0]:
-        return None
-    return None if layer.node.attrs.get("transA", 0) else layer
+    turned = layer.node.attrs.get("transA", 0)
+    return None if turned or layer.data is not node.outputs[0] else layer
 
 
 def _fold_after(model: Model, node: gs.Node, source: _Source) -> bool:
