@@ -32,24 +32,24 @@ class ExpandPrelu(Pass):
         found = [node.name for node in model.graph.nodes if _has_slopes(model, node)]
         if not found:
             return outcome
-        ranks, fit = model.ranks(), dict[str, str]()
+        ranks, fit = model.ranks(), list[str]()
         for name in found:
             node = _node(model, name)
-            x, slopes = node.inputs[0].name, node.inputs[1].values
+            slopes = node.inputs[1].values
             if slopes.size == 1:
                 node.op, node.inputs, node.attrs = "LeakyRelu", [node.inputs[0]], {}
                 node.attrs["alpha"] = float(slopes.reshape(()))
                 outcome.edit(name, "a LeakyRelu, as it has one slope")
-            elif ranks.get(x) == 4 and slopes.shape[-3:] == (slopes.size, 1, 1):
-                fit[name] = x
+            elif ranks.get(node.inputs[0].name) == 4 and slopes.shape[-3:] == (slopes.size, 1, 1):
+                fit.append(name)
             else:
                 outcome.skip(name, "its slopes are not one for each channel of an image")
         while fit:
             trial = model.clone()
             for name in fit:
                 _expand(trial, name)
-            placed = without_products(trial)
-            left = {n: x for n, x in fit.items() if x in placed.born and n in placed.integer}
+            integer = without_products(trial).integer
+            left = [name for name in fit if name in integer]
             for name in fit:
                 if name not in left:
                     outcome.skip(name, "its neighbours are float operators")
