@@ -1,4 +1,4 @@
-"""What writing operators anew is worth: chains of layers with them, as a file and without that.
+"""What writing operators anew is worth: chains of layers with them, converted with and without it.
 
     python benchmarks/rewrites.py > table.md
 

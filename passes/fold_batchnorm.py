@@ -219,18 +219,17 @@ def _fold_after(model: Model, node: gs.Node, source: _Source) -> bool:
     result, known = node.outputs[0], model.moments.get(layer.output.name)
     if result.name not in model.moments and known is not None and source.axis == 1:
         model.moments[result.name] = a * known[0] + d, np.abs(a) * known[1]
-    node.inputs.clear()
-    node.outputs.clear()
-    end = layer.end
-    source.last.outputs[0] = result
-    for maker in {n.name: n for n in (layer.node, end) if n is not source.last}.values():
-        # What is computed on the way has other values now, and so another name.
-        old, new = maker.outputs[0], model.variable(f"{maker.outputs[0].name}_folded")
-        model.redirect(old, new)
-        maker.outputs[0] = new
+    # First, while an Add that reads the result is not yet taken for the layer's bias.
     layer.set_weight(model, w)
     if layer.bias_tensor is not None or b.any():
         layer.set_bias(model, b)
+    end = layer.end
+    node.inputs.clear()
+    node.outputs.clear()
+    (source.last if source.last.op == "Transpose" else end).outputs[0] = result
+    for tensor in {t.name: t for maker in (layer.node, end) for t in maker.outputs}.values():
+        if tensor is not result:  # it has other values now, and so another name
+            tensor.name = model.fresh(f"{tensor.name}_folded")
     return True
 
 

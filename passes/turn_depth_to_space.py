@@ -81,11 +81,9 @@ def _reorder(model: Model, node: gs.Node, block: int, ends: dict[str, Layer]) ->
     if layer.bias is not None:
         layer.set_bias(model, np.broadcast_to(layer.bias, layer.c_out)[order])
     for maker in between:
-        old = maker.outputs[0]
-        model.moments.pop(old.name, None)
-        new = model.variable(f"{old.name}_reordered")
-        model.redirect(old, new)
-        maker.outputs = [new]
+        for tensor in maker.outputs:
+            model.moments.pop(tensor.name, None)
+            tensor.name = model.fresh(f"{tensor.name}_reordered")
     return True
 
 

@@ -410,8 +410,8 @@ def test_a_result_that_several_read_is_not_taken_for_what_one_makes_of_it(tmp_pa
     """The PRelu that reads the float result is a Relu, a Clip and more in the file."""
     proto = build(
         f"{FLOAT_HEAD} {{ a = Conv(x, w) h = PRelu(a, s) y = Conv(h, w2) }}",
-        w=(4, 3, 3, 3), s=np.full((4, 1, 1), 0.3, np.float32) + np.arange(4, dtype=np.float32)
-        .reshape(4, 1, 1) / 10, w2=(5, 4, 1, 1),
+        w=(4, 3, 3, 3), s=np.linspace(0.3, 0.6, 4, dtype=np.float32).reshape(4, 1, 1),
+        w2=(5, 4, 1, 1),
     )  # fmt: skip
     recipe = plan("fast", calibrated=True)
     steps = tuple(

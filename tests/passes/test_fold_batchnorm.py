@@ -264,6 +264,13 @@ def with_arrays(text):
         ("a = MatMul(x, w) y = Mul(a, some)", ["MatMul"]),
         ("a = MatMul(x, w) b = Add(some, a) y = Mul(line, b)", ["MatMul", "Add"]),
         ("a = MatMul(x, w) b = Add(a, some) y = Sub(b, some)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) b = Mul(a, some) y = Add(b, some)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) b = Mul(a, some) c = Add(b, some) y = Mul(c, some)", ["MatMul", "Add"]),
+        ("a = MatMul(x, w) b = Sub(a, some) y = Add(b, some)", ["MatMul", "Add"]),
+        (
+            "a = MatMul(x, w) b = Transpose<perm=[0,2,1]>(a) c = Sub(b, column) y = Add(c, column)",
+            ["MatMul", "Add", "Transpose"],
+        ),
         (
             "a = MatMul(x, w) b = Add(a, some) c = Transpose<perm=[0,2,1]>(b) y = Mul(c, column)",
             ["MatMul", "Add", "Transpose"],
