@@ -26,6 +26,9 @@ CHAINS = {
               {"w": (64, 64, 3, 3), "s": (64, 1, 1)}),
     "Mish": ("a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) b{n} = Softplus(a{n}) c{n} = Tanh(b{n}) "
              "{o} = Mul(a{n}, c{n})", {"w": (64, 64, 3, 3)}),
+    "GELU": ("a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) b{n} = Div(a{n}, r) c{n} = Erf(b{n}) "
+             "d{n} = Add(c{n}, one) e{n} = Mul(a{n}, d{n}) {o} = Mul(e{n}, h)",
+             {"w": (64, 64, 3, 3)}),
     "DepthToSpace": ('a{n} = Conv({i}, w{n}) b{n} = DepthToSpace<blocksize=2,mode="CRD">(a{n}) '
                      "{o} = Conv<strides=[2,2]>(b{n}, v{n})",
                      {"w": (128, 64, 1, 1), "v": (64, 32, 2, 2)}),
@@ -39,7 +42,8 @@ CHAINS = {
     "groups of 16": ("a{n} = Conv<group=4,pads=[1,1,1,1]>({i}, w{n}) r{n} = Relu(a{n}) "
                      "{o} = Conv(r{n}, v{n})", {"w": (64, 16, 3, 3), "v": (64, 64, 1, 1)}),
 }  # fmt: skip
-REWRITES = ("expand-prelu", "expand-mish", "turn-depth-to-space")
+REWRITES = ("expand-prelu", "expand-mish", "fuse-gelu", "turn-depth-to-space")
+NUMBERS = {"r": np.sqrt(2.0), "one": 1.0, "h": 0.5}
 
 
 def network(nodes: str, weights: dict[str, tuple[int, ...]], rng: np.random.Generator) -> bytes:
@@ -56,6 +60,9 @@ def network(nodes: str, weights: dict[str, tuple[int, ...]], rng: np.random.Gene
                 drawn = rng.uniform(0.0, 0.5, shape)
             tensor = onnx.numpy_helper.from_array(drawn.astype(np.float32), f"{name}{n}")
             proto.graph.initializer.append(tensor)
+    for name, number in NUMBERS.items():
+        tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), name)
+        proto.graph.initializer.append(tensor)
     return proto.SerializeToString()
 
 

@@ -28,6 +28,7 @@ from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fork_residuals import ForkResiduals
+from onnxq.passes.fuse_gelu import FuseGelu
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.layout_proof import LayoutProof
 from onnxq.passes.learn_rounding import LearnRounding
@@ -47,6 +48,7 @@ from onnxq.storage import OLDEST
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),
     DropIdentities(),
+    FuseGelu(),
     AbsorbBatchnorm(),
     CleanGraph(),
     FoldBatchnorm(),

@@ -33,13 +33,8 @@ class Normalize(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        for node in model.graph.nodes:
-            if node.op == "Constant" and node.attrs.keys() & VALUES:
-                ((kind, value),) = ((k, v) for k, v in node.attrs.items() if k in VALUES)
-                dtype = np.float32 if kind.startswith("value_float") else np.int64
-                array = value.values if kind == "value" else np.asarray(value, dtype)
-                if model.become_constant(node, array):
-                    outcome.edit(node.name, "constant")
+        for name in hold_constants(model):
+            outcome.edit(name, "constant")
         model.tidy()
         _upcast(model, outcome)
         _fold(model, outcome)
@@ -49,6 +44,19 @@ class Normalize(Pass):
                 _absorb_factors(model, node, outcome)
         _strip_axes(model, outcome)
         return outcome
+
+
+def hold_constants(model: Model) -> list[str]:
+    """Turn Constant nodes into constants of the graph; the names of those nodes."""
+    held = []
+    for node in model.graph.nodes:
+        if node.op == "Constant" and node.attrs.keys() & VALUES:
+            ((kind, value),) = ((k, v) for k, v in node.attrs.items() if k in VALUES)
+            dtype = np.float32 if kind.startswith("value_float") else np.int64
+            array = value.values if kind == "value" else np.asarray(value, dtype)
+            if model.become_constant(node, array):
+                held.append(str(node.name))
+    return held
 
 
 def _upcast(model: Model, outcome: Outcome) -> None:
