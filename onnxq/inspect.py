@@ -111,10 +111,9 @@ def inspect(
         w = tensor.values if isinstance(tensor, gs.Constant) else values[tensor.name]
         how = stored(tensor)
         grid = grid_of(node.inputs[1 - side])
-        uses, shape = macs[node.name], w.shape
-        if how.merged > 1:  # zeros between the weights are none of the model's
-            shape = (shape[0], shape[1] // how.merged, *shape[2:])
-            uses = None if uses is None else uses // how.merged
+        uses, shape = macs[node.name], how.shape or w.shape
+        if uses and how.shape:  # zeros between the weights are none of the model's
+            uses = uses * math.prod(shape[1:]) // math.prod(w.shape[1:])
         found.append(
             LayerInfo(
                 node.name,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.data import Batch, Samples, batch_size, batches
+from onnxq.forms import regroupers
 from onnxq.layers import WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics.affine import dequantize, quantize
@@ -124,6 +125,8 @@ def grid_of(tensor: gs.Tensor) -> QParams | None:
     from the Clip or Min behind its QuantizeLinear, found through any moves between the two.
     """
     node = tensor.inputs[0] if tensor.inputs else None
+    while node is not None and node.op in ("Reshape", "Transpose"):
+        node = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
     if node is None or node.op != "DequantizeLinear" or isinstance(node.inputs[0], gs.Constant):
         return None
     scale, zero = node.inputs[1].values, node.inputs[2].values
@@ -157,14 +160,16 @@ def _cut_out(quantized: Model, known: set[str]) -> tuple[Model, list[_Probe]]:
         side = next(i for i, t in enumerate(node.inputs[:2]) if not stored_names(t))
         if any(not t.is_empty() and not stored_names(t) for t in node.inputs[2:]):
             continue  # a bias that is computed, or fed
-        data = node.inputs[side]
+        first, last = regroupers(node) or (node, node)
+        reader, place = (node, side) if first is node else (first, 0)
+        data = reader.inputs[place]
         grid = grid_of(data)
         source = data.name if data.name in known else _entry(data)
-        result = _result(node)
+        result = _result(last)
         if source not in known or result.name not in known:
             continue
         feed = gs.Variable(bench.fresh(f"{node.name}_feed"), dtype=np.float32)
-        node.inputs[side] = feed
+        reader.inputs[place] = feed
         axis = 1 if node.op in ("Conv", "ConvTranspose") else side - 1
         probes.append(_Probe(node.name, source, feed.name, result.name, grid, axis))
         feeds.append(feed)
@@ -180,7 +185,8 @@ def _dequantized(quantized: Model, reference: Model) -> Model:
     kept, named = {node.name for node in copy.graph.nodes}, copy.graph.tensors()
     floats = {node.name: node for node in reference.graph.nodes}
     for node in quantized_layers(copy):
-        codes, grid = node.outputs[0], list[gs.Tensor]()
+        _, last = regroupers(node) or (node, node)
+        codes, grid = last.outputs[0], list[gs.Tensor]()
         while len(codes.outputs) == 1 and codes.outputs[0].op in ROUNDING:
             reader = codes.outputs[0]
             grid = reader.inputs[1:3] if reader.op == "QuantizeLinear" else grid

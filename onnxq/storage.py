@@ -7,7 +7,8 @@
 * Other widths: planes of bits (numerics/packing.py), the codes of all layers of one width in one
   stream, unpacked by look-ups in tables and cut by a Split.
 
-Weights of a convolution in many narrow groups become those of one in fewer, with zeros between.
+Weights of a convolution in many narrow groups become those of one in fewer, and those of one over
+pixels those of one over strips of them, with zeros between.
 
 All of it depends on constants alone: onnxruntime computes it once, when it loads the model.
 """
@@ -23,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.model import INT8, INT32, Model, element_bits
 from onnxq.numerics import packing
+from onnxq.numerics.strips import PIXELS, Strip
 from onnxq.spec import Array, Ints, QTensor
 
 # The oldest onnxruntime whose best forms are used, unless another is named.
@@ -31,8 +33,9 @@ OLDEST = "1.23"
 OPSET = 13
 # Operators that unpack weights, and are gone from a graph that onnxruntime has optimised.
 UNPACKERS = {"Add", "Cast", "Div", "Gather", "Mod", "Mul", "Range", "Reshape", "Split"}
-# What puts channel groups together does so in this order.
+# What puts zeros between weights does so in these orders: for channel groups, and for strips.
 MERGERS = ("Reshape", "Transpose", "Pad", "Reshape", "Slice", "Reshape", "Transpose", "Reshape")
+WIDENERS = ("Pad", "Concat", "Reshape", "Transpose", "Reshape")
 # The oldest onnxruntime that rounds the float bias of an integer Conv, of those that were tried.
 ROUNDS_BIASES = (1, 23)
 # The newest opset of onnxruntimes that were seen to refuse newer ones.
@@ -75,8 +78,7 @@ def stored_names(tensor: gs.Tensor) -> list[str]:
     """Names a constant operand has on its way from the file to its reader; [] if it is not one."""
     if isinstance(tensor, gs.Constant):
         return [tensor.name]
-    apart, count = _apart(tensor)
-    if count > 1:
+    if (apart := _apart(tensor)) is not tensor:
         return [tensor.name, *stored_names(apart)]
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
@@ -97,13 +99,13 @@ class Stored:
         bits: That a value takes, scales and shared tables apart.
         scales: Number of scales; 0 if it is not quantized.
         book: Bits of its codebook; 0 if its levels are evenly spaced.
-        merged: How many channel groups are computed as one, with zeros between their weights.
+        shape: Of its values, if zeros stand between them that exist in memory alone; else empty.
     """
 
     bits: int = 32
     scales: int = 0
     book: int = 0
-    merged: int = 1
+    shape: tuple[int, ...] = ()
 
 
 def stored(tensor: gs.Tensor) -> Stored:
@@ -115,24 +117,34 @@ def stored(tensor: gs.Tensor) -> Stored:
         node = node.inputs[0].inputs[0]
     if node.op not in ("DequantizeLinear", "Mul") or not isinstance(node.inputs[1], gs.Constant):
         return Stored()
-    tensor, merged = _apart(node.inputs[0])
-    if (found := _codes(tensor)) is None:
+    apart = _apart(node.inputs[0])
+    if (found := _codes(apart)) is None:
         return Stored()
     bits, book = found
-    return Stored(bits, int(node.inputs[1].values.size), book, merged)
+    shape = () if apart is node.inputs[0] else _shape_of(apart)
+    return Stored(bits, int(node.inputs[1].values.size), book, shape)
 
 
-def _apart(tensor: gs.Tensor) -> tuple[gs.Tensor, int]:
-    """The codes before their channel groups were put together, and how many at a time; else 1."""
-    source, shape = tensor, None
-    for op in reversed(MERGERS):
-        node = source.inputs[0] if source.inputs else None
-        if node is None or node.op != op:
-            return tensor, 1
-        source, shape = node.inputs[0], node.inputs[1] if op == "Reshape" else shape
-    if not isinstance(shape, gs.Constant) or shape.values.size != 4:
-        return tensor, 1
-    return source, int(shape.values[1])
+def _apart(tensor: gs.Tensor) -> gs.Tensor:
+    """The codes before zeros were put between them; itself if none were."""
+    for ops in (MERGERS, WIDENERS):
+        source, path = tensor, list(ops)
+        while path and source.inputs and source.inputs[0].op == path[-1]:
+            source = source.inputs[0].inputs[0]
+            path.pop()
+        if not path:
+            return source
+    return tensor
+
+
+def _shape_of(codes: gs.Tensor) -> tuple[int, ...]:
+    """The shape of stored codes, wherever it is told."""
+    while not isinstance(codes, gs.Constant):
+        node = codes.inputs[0]
+        if node.op == "Reshape":
+            return tuple(int(n) for n in node.inputs[1].values)
+        codes = node.inputs[1 if node.op == "Gather" else 0]
+    return tuple(codes.shape)
 
 
 def _codes(tensor: gs.Tensor) -> tuple[int, int] | None:
@@ -233,13 +245,31 @@ class Storage:
         c_out, inputs, *kernel = shape
         outer, rows, width = groups // count, c_out // groups, math.prod(shape[1:])
         whole = count * width
-        blocks = self._turned(self._reshaped(codes, outer, count, rows, width))
+        turn = {"perm": [0, 2, 1, 3]}
+        blocks = self._apply("Transpose", self._reshaped(codes, outer, count, rows, width), **turn)
         padded = self._apply("Pad", blocks, self._shape((0,) * 7 + (whole,)))
         flat = self._reshaped(padded, outer, rows, count * (whole + width))
         ends = (self._shape((end,)) for end in (0, count * whole, 2))
         cut = self._apply("Slice", flat, *ends)
-        apart = self._turned(self._reshaped(cut, outer, rows, count, whole))
+        apart = self._apply("Transpose", self._reshaped(cut, outer, rows, count, whole), **turn)
         return self._reshaped(apart, c_out, count * inputs, *kernel)
+
+    def widen(self, codes: gs.Tensor, shape: tuple[int, ...], strip: Strip) -> gs.Tensor:
+        """The codes of a convolution as ``numerics.strips.widen`` has them.
+
+        Args:
+            codes: Levels, (c_out, c_in, height, kernel), int8.
+            shape: Theirs.
+            strip: What the convolution does along a row.
+        """
+        _, c_in, height, _ = shape
+        ends = (self._shape((0, 0, 0, first, 0, 0, 0, last)) for first, last in strip.zeros)
+        rows = [self._apply("Pad", codes, end) for end in ends]
+        split = self._reshaped(
+            self._apply("Concat", *rows, axis=0), -1, c_in, height * strip.width, PIXELS
+        )
+        turned = self._apply("Transpose", split, perm=[0, 3, 1, 2])
+        return self._reshaped(turned, -1, PIXELS * c_in, height, strip.width)
 
     def finish(self) -> None:
         """Write the streams and what unpacks them."""
@@ -317,18 +347,13 @@ class Storage:
         count = self._apply("Range", *(self._number(n) for n in (0, 256, 1)))
         return self._apply("Reshape", count, self._shape((-1, 1)))
 
-    def _apply(self, op: str, *inputs: gs.Tensor) -> gs.Variable:
+    def _apply(self, op: str, *inputs: gs.Tensor, **attrs: Any) -> gs.Variable:
         result = self.model.variable("u")
-        self.model.add(op, list(inputs), result)
+        self.model.add(op, list(inputs), result, **attrs)
         return result
 
     def _reshaped(self, tensor: gs.Tensor, *shape: int) -> gs.Variable:
         return self._apply("Reshape", tensor, self._shape(shape))
-
-    def _turned(self, tensor: gs.Tensor) -> gs.Variable:
-        result = self.model.variable("u")
-        self.model.add("Transpose", [tensor], result, perm=[0, 2, 1, 3])
-        return result
 
     def _cast(self, tensor: gs.Tensor, dtype: int) -> gs.Variable:
         result = self.model.variable(f"{tensor.name}_as")

@@ -6,24 +6,24 @@ A ceiling by channel: QuantizeLinear -> Min(codes, ceilings) -> DequantizeLinear
 A move:              codes -> Transpose -> codes
 A bias:              int32 -> DequantizeLinear; of a Conv the float of its codes
 An AveragePool:      x -> DequantizeLinear -> depthwise Conv of equal weights -> QuantizeLinear
+A Conv over strips:  x -> DequantizeLinear -> strips -> Conv -> pixels -> QuantizeLinear
 A weight:            int8, or narrower and unpacked (storage.py), -> DequantizeLinear
 Weight of a float layer:  the same -> Cast(float) -> Mul(scale), which folds away at load
 """
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import field_validator
 
-from onnxq.layers import Layer, layer_of
-from onnxq.model import FLOAT, Model
-from onnxq.numerics import affine, groups
-from onnxq.numerics.bias import exact_codes, fit_weight, quantize_bias
+from onnxq.forms import AVERAGED, Forms, forms, regroup
+from onnxq.layers import layer_of
+from onnxq.model import Model
+from onnxq.numerics import affine
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.placement import (
     ACTIVATIONS,
@@ -38,11 +38,9 @@ from onnxq.placement import (
     place,
 )
 from onnxq.spec import Array, Floats, QParams
-from onnxq.storage import OLDEST, Storage, rounds_biases
+from onnxq.storage import OLDEST, Storage
+from onnxq.weights import Weights
 
-# The code of what a pool averages with: two products with activations fit the 16 bits in which
-# processors without instructions for dot products add them.
-AVERAGED = 64
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
 
@@ -73,33 +71,12 @@ class InsertQdq(Pass):
             for tensor in node.outputs:
                 if not model.is_output(tensor):
                     tensor.dtype = tensor.shape = None
-        pools = _pools(model, placement)
-        emitter = _Emitter(model, placement, pools, outcome, Storage(model, self.target_ort))
+        storage = Storage(model, self.target_ort)
+        emitter = _Emitter(model, placement, forms(model, placement), outcome, storage)
         for node in list(model.graph.nodes):
             emitter.emit(node)
         emitter.storage.finish()
         return outcome
-
-
-def _pools(model: Model, placement: Placement) -> dict[str, int]:
-    """Integer AveragePools that a Conv can compute, and their channels.
-
-    All windows must be as large as the kernel, zeros around the image included, and their sums of
-    codes must fit int32.
-    """
-    found = [n for n in model.graph.nodes if n.op == "AveragePool" and n.name in placement.integer]
-    shapes = model.shapes() if found else {}
-    channels = dict[str, int]()
-    for node in found:
-        attrs, shape = node.attrs, shapes.get(node.inputs[0].name, ())
-        automatic = attrs.get("auto_pad", "NOTSET")
-        counted = attrs.get("count_include_pad", 0) and automatic == "NOTSET"
-        padded = (any(attrs.get("pads", ())) and not counted) or automatic.startswith("SAME")
-        large = 255 * AVERAGED * math.prod(attrs["kernel_shape"]) > np.iinfo(np.int32).max
-        odd = padded or large or attrs.get("ceil_mode", 0)
-        if len(shape) == 4 and shape[1] and not odd:
-            channels[node.name] = shape[1]
-    return channels
 
 
 class _Emitter:
@@ -109,15 +86,15 @@ class _Emitter:
         self,
         model: Model,
         placement: Placement,
-        pools: Mapping[str, int],
+        forms: Forms,
         outcome: Outcome,
         storage: Storage,
     ) -> None:
         self.model = model
         self.storage = storage
         self.placement = placement
-        self.pools = pools
-        self.outcome = outcome
+        self.forms = forms
+        self.weights = Weights(model, storage, forms, outcome)
         self.codes: dict[str, gs.Tensor] = {}
         self.params: dict[str, QParams] = {}
         self.entered: dict[str, gs.Tensor] = {}
@@ -133,8 +110,9 @@ class _Emitter:
                 elif tensor.name in self.placement.entries and tensor.name not in self.codes:
                     node.inputs[i] = self._enter(tensor)
             if layer is not None:
-                self._integer_layer(layer)
-            if node.name in self.pools:
+                scale = float(self.params[layer.data.name].scale)
+                self.weights.write_integer(layer, scale)
+            if node.name in self.forms.pools:
                 self._average(node)
             if node.name in self.placement.results:
                 self._leave(node.name, end)
@@ -147,9 +125,7 @@ class _Emitter:
             if (kept or node.op == "AveragePool") and node.inputs[0].name in self.codes:
                 self._shield(node)
             if (layer := layer_of(node)) is not None:
-                self._float_layer(layer)
-
-    # -- activations ---------------------------------------------------------------------------
+                self.weights.write_float(layer, self._stems_from_codes(layer.data))
 
     def _leave(self, name: str, node: gs.Node) -> None:
         """Quantize a result; absorbed activations go, but their tensor keeps its name."""
@@ -165,6 +141,8 @@ class _Emitter:
             raw = self.model.variable(f"{result.name}_float")
             node.outputs[0] = raw
         params = self.model.activations[result.name]
+        if name in self.forms.strips:
+            raw = regroup(self.storage, raw, len(self.model.weights[name].codes))
         self._dequantize(self._quantize(raw, result.name, params, ends), result, params)
 
     def _enter(self, tensor: gs.Tensor) -> gs.Tensor:
@@ -199,7 +177,7 @@ class _Emitter:
 
     def _average(self, node: gs.Node) -> None:
         """Let a depthwise Conv average: onnxruntime's kernel for it is several times as fast."""
-        channels, area = self.pools[node.name], math.prod(node.attrs["kernel_shape"])
+        channels, area = self.forms.pools[node.name], math.prod(node.attrs["kernel_shape"])
         shape = np.array([channels, 1, *node.attrs["kernel_shape"]], np.int64)
         codes, weight = self.model.variable("codes"), self.model.variable("weight")
         code = self.storage.shared("code", np.full((1, 1, 1, 1), AVERAGED, np.int8))
@@ -294,70 +272,6 @@ class _Emitter:
             self.storage.shared(f"{name}_zero_point", zero_point),
         )
 
-    # -- weights -------------------------------------------------------------------------------
-
-    def _integer_layer(self, layer: Layer) -> None:
-        """Quantized weight, and bias, of a layer whose data are dequantized codes."""
-        input_scale = float(self.params[layer.data.name].scale)
-        weight = self.model.weights[layer.name]
-        bias = layer.bias
-        if bias is None and layer.op == "Gemm":
-            # Without one, onnxruntime merges it with a Transpose or Sum and then cannot fuse it.
-            bias = np.zeros(layer.c_out, np.float32)
-        if bias is not None:
-            weight, raised = fit_weight(weight, bias, input_scale)
-            if raised:
-                what = f"weight scale raised on {raised} channels to fit the bias"
-                self.outcome.remark(layer.name, what)
-            codes, scale = quantize_bias(bias, weight.params.scale, input_scale)
-            if layer.op == "Conv" and rounds_biases(self.storage.target):
-                # Codes and their scales take twice the room, and onnxruntime makes them of floats.
-                rounded = (codes * scale).astype(np.float32)
-                layer.attach_bias(self.model.constant(f"{layer.name}_bias", rounded))
-            else:
-                self._store_bias(layer, codes, scale)
-        params = weight.params
-        # onnxruntime fuses a Gemm, or a MatMul and Add it makes one of, only if the zero point of
-        # the weight is spelled out.
-        name = layer.weight_tensor.name
-        stored = self.storage.store(name, weight)
-        if layer.op == "Conv" and layer.groups > 1 and not layer.depthwise:
-            count = groups.together(layer.groups, layer.c_in // layer.groups)
-            if count > 1:
-                stored = self.storage.merge(stored, weight.codes.shape, layer.groups, count)
-                layer.node.attrs["group"] = layer.groups // count
-        layer.node.inputs[layer.weight_index] = self._dequantized(
-            name,
-            stored,
-            params.scale,
-            params.axis,
-            layer.op in ("Gemm", "MatMul"),
-        )
-
-    def _float_layer(self, layer: Layer) -> None:
-        """Stored weight of a layer that computes in floats, and a bias that keeps it so.
-
-        onnxruntime requantizes, per tensor and in silence, the float weight of a Conv, Gemm or
-        ConvTranspose that it finds between a DequantizeLinear and a QuantizeLinear, unless the
-        bias is not an initializer. One behind a DequantizeLinear, exact to the last bit, is not.
-        """
-        node, model = layer.node, self.model
-        if layer.weight_index == 1 and self._stems_from_codes(layer.data):
-            self._guard_bias(layer)
-        if (weight := model.weights.get(layer.name)) is not None:
-            name = layer.weight_tensor.name
-            scale = affine.broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
-            stored = self.storage.store(name, weight, FLOAT)
-            result = model.variable(f"{name}_dequantized")
-            model.add("Mul", [stored, model.constant(f"{name}_scale", scale)], result)
-            shape = layer.weight.shape
-            if weight.codes.shape != shape:  # its input channels are split into groups
-                whole = model.variable(f"{name}_whole")
-                target = model.constant(f"{name}_shape", np.array(shape, np.int64))
-                model.add("Reshape", [result, target], whole)
-                result = whole
-            node.inputs[layer.weight_index] = result
-
     def _stems_from_codes(self, tensor: gs.Tensor) -> bool:
         """Whether a DequantizeLinear may come to stand before ``tensor``.
 
@@ -368,38 +282,6 @@ class _Emitter:
                 return False
             tensor = tensor.inputs[0].inputs[0]
         return True
-
-    def _guard_bias(self, layer: Layer) -> None:
-        """Store the bias, or zeros, as exact int32 codes; a MatMul without one needs none."""
-        bias = layer.bias
-        if layer.bias_tensor is None and layer.op != "MatMul":
-            bias = np.zeros(layer.c_out, np.float32)
-        if bias is not None:
-            self._store_bias(layer, *exact_codes(bias))
-
-    def _store_bias(self, layer: Layer, codes: Array, scale: Floats) -> None:
-        """Let the layer read a quantized bias, in the shape of the float one if there was one."""
-        old = layer.bias_tensor
-        name, shape = f"{layer.name}_bias", codes.shape
-        if old is not None:
-            name, shape = old.name, tuple(old.shape) or (1,)
-        stored = self.model.constant(f"{name}_codes", codes.reshape(shape))
-        layer.attach_bias(self._dequantized(name, stored, scale, len(shape) - 1))
-
-    def _dequantized(
-        self, name: str, codes: gs.Tensor, scale: Floats, axis: int | None, zero: bool = False
-    ) -> gs.Tensor:
-        """Stored codes behind a DequantizeLinear.
-
-        The zero point is zero and left out, unless ``zero`` asks to spell it.
-        """
-        result = self.model.variable(f"{name}_dequantized")
-        parts = [codes, self.model.constant(f"{name}_scale", scale)]
-        if zero:
-            parts.append(self.model.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)))
-        attrs: dict[str, Any] = {"axis": axis} if scale.ndim else {}
-        self.model.add("DequantizeLinear", parts, result, **attrs)
-        return result
 
     def _constants(self, name: str, arrays: tuple[Array, ...]) -> list[gs.Tensor]:
         kinds = ("codes", "scale", "zero_point")

@@ -45,7 +45,8 @@ def weight_scales(file):
     codes = {t.name for t in proto.graph.initializer if len(t.dims) > 1}
     found = []
     for node in proto.graph.node:
-        if node.op_type == "Cast" and node.input[0] in codes:
+        moves = ("Cast", "Concat", "Pad", "Reshape", "Transpose")
+        if node.op_type in moves and node.input[0] in codes:
             codes.add(node.output[0])
         if node.op_type == "DequantizeLinear" and node.input[0] in codes:
             found.append(sizes[node.input[1]])
