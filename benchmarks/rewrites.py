@@ -42,6 +42,11 @@ CHAINS = {
         224,
         1,
     ),
+    "branches": Chain(
+        "a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) b{n} = Conv({i}, v{n}) c{n} = Add(a{n}, b{n}) "
+        "{o} = Relu(c{n})",
+        {"w": (64, 64, 3, 3), "v": (64, 64, 1, 1)},
+    ),
     "PRelu": Chain(
         "a{n} = Conv<pads=[1,1,1,1]>({i}, w{n}) {o} = PRelu(a{n}, s{n})",
         {"w": (64, 64, 3, 3), "s": (64, 1, 1)},
@@ -79,7 +84,7 @@ CHAINS = {
         {"w": (64, 16, 3, 3), "v": (64, 64, 1, 1)},
     ),
 }
-REWRITES = ("expand-prelu", "expand-mish", "fuse-gelu", "turn-depth-to-space")
+REWRITES = ("expand-prelu", "expand-mish", "fuse-gelu", "merge-branches", "turn-depth-to-space")
 NUMBERS = {"r": np.sqrt(2.0), "one": 1.0, "h": 0.5}
 
 

@@ -32,6 +32,7 @@ from onnxq.passes.fuse_gelu import FuseGelu
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.layout_proof import LayoutProof
 from onnxq.passes.learn_rounding import LearnRounding
+from onnxq.passes.merge_branches import MergeBranches
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
@@ -51,6 +52,7 @@ PREPARATION: tuple[Pass, ...] = (
     FuseGelu(),
     AbsorbBatchnorm(),
     CleanGraph(),
+    MergeBranches(),
     FoldBatchnorm(),
     PoolMeans(),
     CopySizes(),

@@ -52,7 +52,7 @@ class FoldBatchnorm(Pass):
         ranks = cache(model.ranks)
         for node in model.graph.nodes:
             if node.op == "BatchNormalization":
-                if (why := model.kept_float.get(node.name) or _unusable(node)) is not None:
+                if (why := model.kept_float.get(node.name) or unusable(node)) is not None:
                     if self.last:
                         outcome.skip(node.name, why)
                     continue
@@ -70,14 +70,14 @@ class FoldBatchnorm(Pass):
                 outcome.edit(node.name, f"folded into {layer.name}")
             elif node.op == "BatchNormalization" and self.last:
                 if ranks().get(node.outputs[0].name) == 4:
-                    _become_conv(model, node)
+                    become_conv(model, node)
                     outcome.edit(node.name, "became a 1x1 depthwise Conv")
                 else:
                     outcome.skip(node.name, "no layer beside it can absorb it exactly")
         return outcome
 
 
-def _unusable(norm: gs.Node) -> str | None:
+def unusable(norm: gs.Node) -> str | None:
     """Why a BatchNormalization cannot be read as an affine map, if so."""
     if norm.attrs.get("training_mode", 0) or any(t.outputs for t in norm.outputs[1:]):
         return "it is in training mode"
@@ -262,7 +262,8 @@ def _fold_before(model: Model, node: gs.Node, layer: Layer) -> bool:
     return True
 
 
-def _become_conv(model: Model, norm: gs.Node) -> None:
+def become_conv(model: Model, norm: gs.Node) -> None:
+    """Replace a BatchNormalization of a (n, c, h, w) tensor by a 1x1 depthwise Conv."""
     a, d = _of_norm(norm)
     source, result = norm.inputs[0], norm.outputs[0]
     name = norm.name
