@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.layers import Layer, layer_of
 from onnxq.model import Model
+from onnxq.numerics import groups
 from onnxq.numerics.strips import MOST_CHANNELS, PIXELS, Strip
 from onnxq.placement import Placement
 from onnxq.storage import Storage
@@ -23,11 +24,18 @@ class Forms:
 
     Attributes:
         pools: AveragePools that become a Conv, and their channels.
+        groups: Convs in channel groups, and how many of these are computed as one.
         strips: Convs over strips of pixels.
     """
 
     pools: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
     strips: dict[str, Strip] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> "Forms":
+        """Only those that change no layer's weights or data, to look into."""
+        return Forms(self.pools)
 
 
 def forms(model: Model, placement: Placement) -> Forms:
@@ -35,12 +43,14 @@ def forms(model: Model, placement: Placement) -> Forms:
     found = Forms()
     nodes = [node for node in model.graph.nodes if node.name in placement.integer]
     pools = [node for node in nodes if node.op == "AveragePool"]
+    convs = [layer for node in nodes if (layer := layer_of(node)) and layer.op == "Conv"]
+    for layer in convs:
+        if layer.groups > 1 and not layer.depthwise:
+            found.groups[layer.name] = groups.together(layer.groups, layer.c_in // layer.groups)
     convs = [
         layer
-        for node in nodes
-        if (layer := layer_of(node)) is not None
-        and layer.op == "Conv"
-        and layer.groups == 1
+        for layer in convs
+        if layer.groups == 1
         and layer.c_in <= MOST_CHANNELS
         and (layer.bias_tensor is None or layer.bias is not None)
     ]
@@ -84,18 +94,17 @@ def _strip(layer: Layer, shape: tuple[int | None, ...]) -> Strip | None:
     return Strip(kernel, stride, left)
 
 
-def regroup(storage: Storage, tensor: gs.Tensor, channels: int) -> gs.Tensor:
-    """The same values as pixels of so many channels, which changes the width.
+def regroup(storage: Storage, tensor: gs.Tensor, channels: int, result: gs.Tensor) -> None:
+    """Make ``result`` the same values as pixels of so many channels, which changes the width.
 
     Turned so that channels come last, as onnxruntime has them around an integer Conv: there the
     turns on either side of the Reshape vanish.
     """
     model, shape = storage.model, storage.shared("shape", np.array([0, 0, -1, channels]))
-    last, regrouped, first = (model.variable(f"{tensor.name}_regrouped") for _ in range(3))
+    last, regrouped = (model.variable(f"{tensor.name}_regrouped") for _ in range(2))
     model.add("Transpose", [tensor], last, perm=[0, 2, 3, 1])
     model.add("Reshape", [last, shape], regrouped)
-    model.add("Transpose", [regrouped], first, perm=[0, 3, 1, 2])
-    return first
+    model.add("Transpose", [regrouped], result, perm=[0, 3, 1, 2])
 
 
 def regroupers(node: gs.Node) -> tuple[gs.Node, gs.Node] | None:

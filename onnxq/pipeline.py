@@ -112,6 +112,10 @@ class Pass(BaseModel):
         """Edit the model and say what was done."""
         raise NotImplementedError
 
+    def rehearse(self, model: Model) -> None:
+        """Run without statistics, for others to look into what the model computes."""
+        self.run(model, {})
+
     def options(self) -> dict[str, Any]:
         """The fields, as plain values."""
         return self.model_dump(mode="json")
@@ -283,6 +287,6 @@ def _written(model: Model, rest: Sequence[Pass]) -> Model:
     written = model.clone()
     for step in rest:
         if not isinstance(step, LayerPass | LearnedPass):
-            step.run(written, {})
+            step.rehearse(written)
             written.tidy()
     return written

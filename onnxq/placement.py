@@ -252,6 +252,16 @@ def factor(node: gs.Node) -> np.float32 | None:
     return np.float32(1.0) / value if node.op == "Div" else np.float32(value)
 
 
+def term(node: gs.Node) -> np.float32 | None:
+    """The constant, without axes and not zero, that an Add adds to its data."""
+    constants = [t for t in node.inputs if _constant(t)]
+    if node.op != "Add" or node.domain or len(constants) != 1:
+        return None
+    (value,) = (t.values for t in constants)
+    usable = not value.ndim and value.dtype == np.float32 and np.isfinite(value) and value != 0.0
+    return np.float32(value) if usable else None
+
+
 def root_of(tensor: gs.Tensor, placement: Placement) -> tuple[str, float]:
     """The tensor on a grid of its own that ``tensor`` is, or is moved from, and its factor."""
     by = 1.0

@@ -17,7 +17,6 @@ from onnxq.layers import Layer, layers
 from onnxq.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.bias import fit_weight, quantize_bias
-from onnxq.numerics.groups import merge
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import Window, count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
@@ -112,8 +111,6 @@ def _visit(
         step.choose(visit, outcomes[step.name])
     weight = model.weights[layer.name]
     values = affine.values(weight).reshape(layer.weight.shape)
-    if (together := layer.groups // int(node.attrs.get("group", 1))) > 1:
-        values = merge(values, layer.groups, together)
     quantized.fix(node.inputs[layer.weight_index].name, values)
     if slot is not None and isinstance(layer.bias_tensor, gs.Constant):
         quantized.fix(end.inputs[slot[1]].name, layer.bias_tensor.values)

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from onnxq.forms import Forms, regroup
 from onnxq.layers import Layer
 from onnxq.model import FLOAT, Model
-from onnxq.numerics import affine, groups
+from onnxq.numerics import affine
 from onnxq.numerics.bias import exact_codes, fit_weight, quantize_bias
 from onnxq.numerics.strips import PIXELS, Strip
 from onnxq.pipeline import Outcome
@@ -43,11 +43,9 @@ class Weights:
         weight = self._write_bias(layer, self.model.weights[layer.name], strip, input_scale)
         name, params = layer.weight_tensor.name, weight.params
         stored, scale = self.storage.store(name, weight), params.scale
-        if layer.op == "Conv" and layer.groups > 1 and not layer.depthwise:
-            count = groups.together(layer.groups, layer.c_in // layer.groups)
-            if count > 1:
-                stored = self.storage.merge(stored, weight.codes.shape, layer.groups, count)
-                layer.node.attrs["group"] = layer.groups // count
+        if (count := self.forms.groups.get(layer.name, 1)) > 1:
+            stored = self.storage.merge(stored, weight.codes.shape, layer.groups, count)
+            layer.node.attrs["group"] = layer.groups // count
         if strip is not None:
             stored = self.storage.widen(stored, weight.codes.shape, strip)
             scale = _repeated(scale, strip)
@@ -113,8 +111,9 @@ class Weights:
 
     def _read_strips(self, layer: Layer, strip: Strip) -> None:
         """Let a Conv read its data in strips of pixels, and return strips."""
-        node = layer.node
-        node.inputs[0] = regroup(self.storage, layer.data, PIXELS * layer.c_in)
+        node, data = layer.node, self.model.variable(f"{layer.data.name}_strips")
+        regroup(self.storage, layer.data, PIXELS * layer.c_in, data)
+        node.inputs[0] = data
         top, _, bottom, _ = node.attrs.get("pads", [0, 0, 0, 0])
         height, _ = node.attrs.get("strides", [1, 1])
         node.attrs["pads"] = [top, strip.before, bottom, strip.after]

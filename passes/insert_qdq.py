@@ -4,6 +4,7 @@ An integer layer:    x -> DequantizeLinear -> Conv -> QuantizeLinear -> codes
 Codes below 8 bits:  QuantizeLinear -> Clip(codes, 2^b - 1) -> DequantizeLinear
 A ceiling by channel: QuantizeLinear -> Min(codes, ceilings) -> DequantizeLinear
 A move:              codes -> Transpose -> codes
+A sum with a number: codes -> codes, cut off by a Clip, of another zero point
 A bias:              int32 -> DequantizeLinear; of a Conv the float of its codes
 An AveragePool:      x -> DequantizeLinear -> depthwise Conv of equal weights -> QuantizeLinear
 A Conv over strips:  x -> DequantizeLinear -> strips -> Conv -> pixels -> QuantizeLinear
@@ -32,10 +33,12 @@ from onnxq.placement import (
     READERS_OF_SHAPE,
     Placement,
     bounds,
+    data_inputs,
     end_of,
     factor,
     moved,
     place,
+    term,
 )
 from onnxq.spec import Array, Floats, QParams
 from onnxq.storage import OLDEST, Storage
@@ -65,6 +68,13 @@ class InsertQdq(Pass):
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Rewrite the graph; tensors keep their names, so that they compare with the source's."""
+        return self._write(model, plain=False)
+
+    def rehearse(self, model: Model) -> None:
+        """The same, but each layer reads its data and weights as in the float model."""
+        self._write(model, plain=True)
+
+    def _write(self, model: Model, *, plain: bool) -> Outcome:
         outcome = Outcome()
         placement = place(model) if model.activations else Placement()
         for node in model.graph.nodes:
@@ -72,7 +82,8 @@ class InsertQdq(Pass):
                 if not model.is_output(tensor):
                     tensor.dtype = tensor.shape = None
         storage = Storage(model, self.target_ort)
-        emitter = _Emitter(model, placement, forms(model, placement), outcome, storage)
+        chosen = forms(model, placement)
+        emitter = _Emitter(model, placement, chosen.plain if plain else chosen, outcome, storage)
         for node in list(model.graph.nodes):
             emitter.emit(node)
         emitter.storage.finish()
@@ -102,6 +113,8 @@ class _Emitter:
 
     def emit(self, node: gs.Node) -> None:
         """Rewrite one node of the float graph."""
+        if node.name in self.placement.integer and self._shift(node):
+            return
         if node.name in self.placement.integer:
             layer, end = layer_of(node), end_of(self.model, node)
             for i, tensor in enumerate(node.inputs):
@@ -142,7 +155,8 @@ class _Emitter:
             node.outputs[0] = raw
         params = self.model.activations[result.name]
         if name in self.forms.strips:
-            raw = regroup(self.storage, raw, len(self.model.weights[name].codes))
+            node.outputs[0] = self.model.variable(f"{raw.name}_strips")
+            regroup(self.storage, node.outputs[0], len(self.model.weights[name].codes), raw)
         self._dequantize(self._quantize(raw, result.name, params, ends), result, params)
 
     def _enter(self, tensor: gs.Tensor) -> gs.Tensor:
@@ -198,6 +212,26 @@ class _Emitter:
         term = self.model.variable(f"{node.inputs[0].name}_term")
         self.model.add("Sum", [node.inputs[0]], term)
         node.inputs[0] = term
+
+    def _shift(self, node: gs.Node) -> bool:
+        """Write a sum with a number as another zero point, if the grids are made for that."""
+        number = term(node)
+        if number is None or (data := data_inputs(node)[0]).name not in self.codes:
+            return False
+        activations = self.placement.absorbed[node.name]
+        result = (activations[-1] if activations else node).outputs[0]
+        before, behind = self.params[data.name], self.model.activations[result.name]
+        steps = int(before.zero_point) - int(behind.zero_point)
+        same = before.spec == behind.spec and math.isclose(before.scale, behind.scale, rel_tol=1e-6)
+        if not same or not math.isclose(before.scale * steps, number, rel_tol=1e-6):
+            return False
+        params, ends = replace(before, zero_point=behind.zero_point), _ends(activations)
+        for gone in (node, *activations):
+            gone.inputs.clear()
+            gone.outputs.clear()
+        codes = self._clip(self.codes[data.name], f"{result.name}_codes", params, ends)
+        self._dequantize(codes, result, params)
+        return True
 
     def _move(self, node: gs.Node) -> None:
         """Run a node on codes instead of floats."""

@@ -95,24 +95,28 @@ def _upcast(model: Model, outcome: Outcome) -> None:
 
 def _fold(model: Model, outcome: Outcome) -> None:
     """Compute in one run everything that depends on constants alone."""
-    known: set[str] = set()
+    # What each result is made of, in the end: bytes of constants, by their names.
+    known: dict[str, dict[str, int]] = {}
     folded: list[gs.Node] = []
     for node in model.graph.nodes:
         constant = all(isinstance(t, gs.Constant) or t.name in known for t in node.inputs)
         if constant and not node.domain and node.op not in UNFOLDED and not any(node.subgraphs()):
-            known |= {t.name for t in node.outputs}
+            source: dict[str, int] = {}
+            for t in node.inputs:
+                made = isinstance(t, gs.Variable)
+                source |= known[t.name] if made else {t.name: t.values.nbytes}
+            known |= dict.fromkeys((t.name for t in node.outputs), source)
             folded.append(node)
     needed = [
         node
         for node in folded
-        if any(not known & {t.name for t in reader.outputs} for reader in node.outputs[0].outputs)
+        if any(not known.keys() & {t.name for t in r.outputs} for r in node.outputs[0].outputs)
         and len(node.outputs) == 1
     ]
     values = evaluate(model, [node.outputs[0] for node in needed])
     for node in needed:
         value = values[node.outputs[0].name]
-        source = sum(t.values.nbytes for t in node.inputs if isinstance(t, gs.Constant))
-        if value.nbytes > max(LARGEST_RESULT, source):
+        if value.nbytes > max(LARGEST_RESULT, sum(known[node.outputs[0].name].values())):
             outcome.skip(node.name, f"its {value.nbytes} bytes are made at load")
         elif model.become_constant(node, value):
             outcome.edit(node.name, f"constant {node.op} folded")

@@ -21,6 +21,7 @@ from onnxq.placement import (
     demote,
     is_product,
     root_of,
+    term,
 )
 from onnxq.spec import Array, QParams, activation_spec
 
@@ -82,7 +83,7 @@ class QuantizeActivations(Pass):
         while reasons := self._unfit(model, placement, tensors, statistics):
             placement = demote(model, reasons)
         ends, read = _ends(model, placement), _read_by_layers(model, placement)
-        readers = _readers(model, placement)
+        readers, gains = _readers(model, placement), dict[str, str]()
         for name in placement.roots:
             least = self.first_last_bits if name in ends else 0
             bits = max(self.bits, least) if name in read else 8
@@ -99,7 +100,10 @@ class QuantizeActivations(Pass):
                 params, what = affine.qparams(lo, hi, spec), ""
                 if self.tuned:
                     outcome.skip(name, f"no layer reads it: its range is that of {self.range}")
-            model.activations[name] = params
+            model.activations[name], gains[name] = params, what
+        _align(model, placement)
+        for name, what in gains.items():
+            params = model.activations[name]
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
         nodes = {node.name for node in model.graph.nodes}
         for name in sorted(self.wide.keys() - {*placement.roots}):
@@ -198,6 +202,26 @@ def _readers(model: Model, placement: Placement) -> dict[str, list[Reader]]:
                 root, by = root_of(tensor, placement)
                 found[root].append((layer_of(node) if integer else None, by))
     return found
+
+
+def _align(model: Model, placement: Placement) -> None:
+    """Choose grids so that sums with a number, as HardSwish has one, are other zero points.
+
+    Then they are written as nothing but that, and round nothing.
+    """
+    done: set[str] = set()
+    for node in model.graph.nodes:
+        if node.name not in placement.integer or (number := term(node)) is None:
+            continue
+        (data,) = data_inputs(node)
+        root, by = root_of(data, placement)
+        if data.name not in placement.born or root in done:
+            continue
+        grids = affine.aligned(model.activations[root], by, float(number))
+        if grids is not None:
+            result = placement.results[node.name]
+            model.activations[root], model.activations[result] = grids
+            done |= {root, result}
 
 
 def _noise(

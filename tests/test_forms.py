@@ -126,3 +126,12 @@ def test_nothing_of_it_is_in_the_report(monkeypatch, tmp_path, options):
     for layer, other in zip(inspect(load(file), file)[0], before, strict=True):
         for figure in ("shape", "bits", "act_bits", "macs", "kernel", "lo", "hi"):
             assert getattr(layer, figure) == getattr(other, figure), figure
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "ibc"])
+def test_passes_that_look_into_layers_see_them_all(monkeypatch, tmp_path, recipe):
+    proto = net("strides=[2,2],pads=[1,1,1,1]")
+    samples = [feeds(proto, seed) for seed in range(24)]
+    _, strips, plain = both(monkeypatch, tmp_path, proto, bits=3, recipe=recipe, samples=samples)
+    values = feeds(proto, seed=5)
+    np.testing.assert_array_equal(run(strips, values)["y"], run(plain, values)["y"])

@@ -5,12 +5,16 @@
 The division is a float32 division: multiplying by the reciprocal of the scale gives other codes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxq.spec import Array, Floats, Ints, QParams, QTensor, QuantSpec
 
 # Scales below the smallest normal float32 are flushed to zero by some kernels.
 TINY = np.finfo(np.float32).tiny
+# A share of a scale by which ``aligned`` moves it; seldom enough below 8 bits.
+MOST_CHANGE = 0.02
 
 
 def broadcast(values: Array, ndim: int, axis: int | None) -> Array:
@@ -55,6 +59,35 @@ def qparams(lo: Floats, hi: Floats, spec: QuantSpec, axis: int | None = None) ->
     zero = np.zeros_like(lo64) if spec.symmetric else np.rint(spec.qmin - lo64 / scale)
     zero_point = np.clip(zero, spec.qmin, spec.qmax).astype(spec.dtype)
     return QParams(np.asarray(scale, np.float32), np.asarray(zero_point), axis, spec)
+
+
+def aligned(params: QParams, by: float, number: float) -> tuple[QParams, QParams] | None:
+    """Grids of x and of ``by`` x + ``number`` on which both have the same codes.
+
+        by s (q - z) + number = by s (q - (z - number / (by s)))
+
+    is exact where the quotient is whole: the scale is moved until it is.
+
+    Args:
+        params: Of x, one scale and zero point.
+        by: Positive.
+        number: Not zero.
+
+    Returns:
+        Both grids; None if the scale had to change by more than MOST_CHANGE, or if the second grid
+        had its zero point outside its codes.
+    """
+    steps = np.rint(abs(number) / (by * float(params.scale)))
+    if not 1 <= steps <= params.spec.qmax - params.spec.qmin:
+        return None
+    zero = int(params.zero_point) - int(np.sign(number) * steps)
+    scale = np.asarray(abs(number) / (by * steps), np.float32)
+    moves = abs(scale / params.scale - 1.0) > MOST_CHANGE
+    if moves or not params.spec.qmin <= zero <= params.spec.qmax:
+        return None
+    shifted = np.asarray(zero, params.zero_point.dtype)
+    grid = replace(params, scale=scale)
+    return grid, replace(grid, scale=np.asarray(by * scale, np.float32), zero_point=shifted)
 
 
 def quantize(x: Floats, params: QParams) -> Ints:

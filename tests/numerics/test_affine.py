@@ -6,11 +6,19 @@ import numpy as np
 import onnx.parser
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxq.numerics.affine import TINY, dequantize, fake_quantize, qparams, quantize
+from onnxq.numerics.affine import (
+    MOST_CHANGE,
+    TINY,
+    aligned,
+    dequantize,
+    fake_quantize,
+    qparams,
+    quantize,
+)
 from onnxq.spec import QParams, QuantSpec, activation_spec, weight_spec
 
 BITS = range(2, 9)
@@ -143,3 +151,43 @@ def test_scale_and_zero_point_of_a_range(
     params = qparams(np.array(lo), np.array(hi), spec)
     assert params.scale == np.float32(scale)
     assert params.zero_point == zero_point
+
+
+@given(
+    zero=st.integers(0, 255), by=st.floats(0.01, 10), scale=st.floats(1e-3, 10.0),
+    steps=st.integers(1, 255), sign=st.sampled_from([-1, 1]), off=st.floats(-0.49, 0.49),
+)  # fmt: skip
+def test_a_sum_with_a_number_has_the_same_codes(zero, by, scale, steps, sign, off):
+    spec = activation_spec(8)
+    params = QParams(np.float32(scale), np.uint8(zero), None, spec)
+    number = sign * by * float(np.float32(scale)) * (steps + off)
+    grids = aligned(params, by, number)
+    assume(abs(abs(off / steps) - MOST_CHANGE) > 1e-5)
+    assert (grids is not None) == (0 <= zero - sign * steps <= 255 and abs(off / steps) <= 0.02)
+    assume(grids is not None)
+    grid, shifted = grids
+    assert grid.scale == pytest.approx(scale, rel=MOST_CHANGE + 1e-6)
+    assert grid.zero_point == zero
+    codes = np.arange(spec.qmax + 1, dtype=np.uint8)
+    wanted = by * dequantize(codes, grid).astype(np.float64) + number
+    found = dequantize(codes, shifted)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * by * scale * 600)
+
+
+@pytest.mark.parametrize(
+    ("number", "by", "zero"),
+    [
+        (3.0, 1.0, 30),  # a tenth is the step
+        (-3.0, 1.0, 90),
+        (0.5, 1 / 6, 30),
+        (3.03, 1.0, 30),  # the step is moved
+        (7.0, 1.0, None),  # further down than the grid goes
+        (0.26, 1.0, None),  # no near step divides it
+        (0.01, 1.0, None),
+        (1e30, 1e-30, None),
+    ],
+)
+def test_which_sums_are_another_zero_point(number, by, zero):
+    grid = QParams(np.float32(0.1), np.uint8(60), None, activation_spec(8))
+    found = aligned(grid, by, number)
+    assert (found and int(found[1].zero_point)) == zero

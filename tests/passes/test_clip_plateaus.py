@@ -162,6 +162,7 @@ def test_the_grid_of_the_layer_ends_there_and_the_error_falls(nodes, tmp_path, m
     for gain in (0.02, 1.0):  # with the latter, nothing is cut off
         monkeypatch.setattr("onnxq.passes.clip_plateaus.LEAST_GAIN", gain)
         report, file = quantize(proto, tmp_path)
-        assert "Clip" not in report.kernels.operators
+        # One may cut off the gate of a HardSwish.
+        assert report.kernels.operators["Clip"] <= nodes.count("HardSwish")
         errors.append(float(np.square(run(onnx.load(file), given)["y"] - right).sum()))
     assert errors[0] < 0.8 * errors[1]

@@ -377,11 +377,11 @@ BETWEEN = {
     "product with a positive number": (f"k = {POOL}(a) l = Mul(half, k) h = {TURN}(l)", ""),
     "quotient by a positive number": (f"k = {POOL}(a) l = Div(k, half) h = {TURN}(l)", ""),
     "product with a number that has axes": (f"k = {POOL}(a) l = Mul(k, row) h = {TURN}(l)", ""),
-    "hard swish": ("h = HardSwish(a)", "QLinearAdd QLinearMul"),
-    "hard sigmoid": ("h = HardSigmoid<alpha=0.4>(a)", "QLinearAdd"),
+    "hard swish": ("h = HardSwish(a)", "QLinearMul"),
+    "hard sigmoid": ("h = HardSigmoid<alpha=0.4>(a)", ""),
     "hard swish of an older opset": (
         "t = Add(a, three) s = Clip(t, zero, six) p = Mul(a, s) h = Div(p, six)",
-        "QLinearAdd QLinearMul"),
+        "QLinearMul"),
     "transposed convolution": ("k = ConvTranspose<strides=[2,2],pads=[1,0,0,1]>(a, w2, b1) "
                                "h = Relu(k)", ""),
     "concat on the last axis": ("h = Concat<axis=-1>(a, a)", "QLinearConcat"),
@@ -803,3 +803,36 @@ def test_a_resize_that_extrapolates_does_not_run_on_codes(tmp_path):
     report, written = converted(tmp_path, proto)
     assert report.layers[-1].accumulated > 30
     assert next(n for n in written.graph.node if n.op_type == "Resize").input[0] == "a"
+
+
+# -- sums with a number --------------------------------------------------------------------------
+
+LEAK = "l = LeakyRelu<alpha=0.5>(a)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        ("h = HardSwish(a)", 0),
+        ("h = HardSigmoid<alpha=0.125,beta=0.375>(a)", 0),
+        (f"{LEAK} b = Add(l, two) h = Relu(b)", 0),
+        (f"{LEAK} h = Add(two, l)", 0),
+        (f"{LEAK} h = Add(l, less)", 0),
+        (f"{LEAK} b = Add(l, far) h = Relu(b)", 1),  # further down than the grid reaches
+        (f"{LEAK} b = Add(l, two) c = Add(b, far) h = Relu(c)", 1),
+        (f"{LEAK} b = Add(l, two) c = Add(l, less) d = Mul(b, c) h = Relu(d)", 1),  # one grid
+    ],
+)
+@pytest.mark.parametrize("act_bits", [8, 6])
+def test_a_sum_with_a_number_is_another_zero_point(tmp_path, nodes, left, act_bits):
+    scalars = {"two": np.float32(2.0), "far": np.float32(300.0), "less": np.float32(-0.77)}
+    scalars = {name: value for name, value in scalars.items() if name in nodes}
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}",
+        **CONVS, **scalars,
+    )  # fmt: skip
+    report, written = converted(tmp_path, proto, act_bits=act_bits)
+    assert sum(node.op_type in ("Add", "Sub") for node in written.graph.node) == left
+    if not left:
+        assert report.kernels.operators["QLinearAdd"] == 0
+        assert report.kernels.integer.keys() == {"Conv_a", "Conv_y"}

@@ -4,8 +4,8 @@ import onnx
 import pytest
 
 from onnxq.layers import layers
-from onnxq.passes.normalize import Normalize
-from tests.graphs import after, build, feeds, ops, run
+from onnxq.passes.normalize import LARGEST_RESULT, Normalize
+from tests.graphs import after, build, feeds, norm, ops, run
 
 rng = np.random.default_rng(0)
 
@@ -76,6 +76,18 @@ def test_random_constants_stay_random():
     model, outcome = after(proto, Normalize())
     assert ops(model) == ["RandomNormal", "Neg", "Add"]
     assert not outcome
+
+
+def test_a_weight_that_is_standardized_at_load_is_made_before():
+    proto = build(
+        "(float[n,40,8,8] x) => (float[] y) { f = Reshape(w, flat) "
+        "b, m2, v2 = BatchNormalization<training_mode=1>(f, g, s, m, v) k = Reshape(b, whole) "
+        "y = Conv(x, k) }",
+        w=(64, 40, 3, 3), flat=np.array([1, 64, 360]), whole=np.array([64, 40, 3, 3]), **norm(64),
+    )  # fmt: skip
+    (layer,) = layers(after(proto, Normalize())[0])
+    assert layer.weight.nbytes > LARGEST_RESULT
+    np.testing.assert_allclose(layer.weight.mean(axis=(1, 2, 3)), norm(64)["s"], atol=1e-5)
 
 
 def test_a_large_result_of_little_is_left_to_be_made_at_load():
