@@ -31,6 +31,7 @@ from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.learn_rounding import LearnRounding
 from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.search_sigma import SearchSigma
@@ -44,9 +45,9 @@ ActBits = int | Literal["float"]
 ORDER = tuple(
     kind.name
     for kind in (
-        EqualizeActivations, AbsorbBias, QuantizeWeights, QuantizeActivations, SearchSigma,
-        CompensateRounding, CorrectVariance, CorrectBias, CorrectBiasAnalytic, FinetuneSigma,
-        LearnRounding, ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
+        EqualizeActivations, AbsorbBias, QuantizeWeights, QuantizeTables, QuantizeActivations,
+        SearchSigma, CompensateRounding, CorrectVariance, CorrectBias, CorrectBiasAnalytic,
+        FinetuneSigma, LearnRounding, ReconstructBlocks, Distill, FinetuneBias, InsertQdq,
     )
 )  # fmt: skip
 
@@ -196,7 +197,7 @@ class Recipe(BaseModel):
     def plain(self) -> Self:
         """The same recipe, which rounds to nearest and leaves it at that."""
         steps, begin = self.lossy, self.first_integer
-        kinds = (QuantizeWeights, QuantizeActivations, InsertQdq)
+        kinds = (QuantizeWeights, QuantizeTables, QuantizeActivations, InsertQdq)
         rounding = tuple(step for step in steps[begin:] if isinstance(step, kinds))
         return self.model_copy(update={"passes": (*self.exact, *steps[:begin], *rounding)})
 

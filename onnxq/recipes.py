@@ -36,6 +36,7 @@ from onnxq.passes.merge_branches import MergeBranches
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
+from onnxq.passes.quantize_tables import QuantizeTables
 from onnxq.passes.quantize_weights import OPTIMAL, QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.split_shared import SplitShared
@@ -132,7 +133,8 @@ def build(
         if equalized and act_bits != "float":
             widths = {"bits": act_bits, "weights": weights.bits}
             before = (EqualizeActivations.of(widths), *before)
-        steps: tuple[Pass, ...] = (*PREPARATION, *exact, *expansion, *before, weights)
+        exact = (*PREPARATION, *exact, *expansion)
+        steps: tuple[Pass, ...] = (*exact, *before, weights, QuantizeTables())
         if act_bits != "float":
             # Clipping pays only where levels are few.
             fitting = act_range or ("minmax" if act_bits == 8 else "mse")

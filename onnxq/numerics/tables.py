@@ -1,0 +1,38 @@
+"""Weights that no layer multiplies with: embeddings, biases of attention, recurrent weights."""
+
+import numpy as np
+
+from onnxq.numerics import affine, ranges
+from onnxq.spec import Floats, QTensor, weight_spec
+
+SPEC = weight_spec(8)
+# So many values share a scale, at least.
+FEWEST = 16
+# Signal to noise of what lies within a scale, not at its end: a mask of -100 leaves nothing of
+# biases around 1 that share its scale.
+LEAST_SQNR = 30.0
+
+
+def compress(x: Floats) -> QTensor | None:
+    """A table in 8 bits, with a scale along the axis that leaves the least error.
+
+    Args:
+        x: Float32, of any shape.
+
+    Returns:
+        The codes; None if LEAST_SQNR, in dB, is not reached, or if values are not finite.
+    """
+    if not np.isfinite(x).all():
+        return None
+    axes = [n for n, size in enumerate(x.shape) if 1 < size <= x.size // FEWEST]
+    tries: list[tuple[float, int, QTensor, Floats]] = []
+    for axis in (None, *axes):
+        params = affine.qparams(*ranges.weight_max(x, SPEC, axis), SPEC, axis)
+        codes = affine.quantize(x, params)
+        error = np.square(x.astype(np.float64) - affine.dequantize(codes, params))
+        tries.append((float(error.sum()), len(tries), QTensor(codes, params), error))
+    *_, best, error = min(tries)
+    inside = np.abs(best.codes) < SPEC.qmax
+    signal = np.square(x.astype(np.float64), where=inside, out=np.zeros(x.shape)).sum()
+    noise = error.sum(where=inside)
+    return best if noise * 10.0 ** (LEAST_SQNR / 10.0) <= signal else None
