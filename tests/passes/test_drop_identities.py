@@ -5,6 +5,8 @@ from onnxq.passes.drop_identities import DropIdentities
 from onnxq.passes.normalize import Normalize
 from tests.graphs import after, build, ops
 
+SLICE = {"zeros": np.zeros(2, np.int64), "ones": np.ones(2, np.int64),
+         "ends": np.array([4, 2**31 - 1]), "axes": np.array([1, 3])}  # fmt: skip
 WEIGHTS = {"w": (4, 4, 1, 1), "no_pads": np.zeros(8, np.int64), "off": np.array(False)}
 
 
@@ -17,15 +19,27 @@ WEIGHTS = {"w": (4, 4, 1, 1), "no_pads": np.zeros(8, np.int64), "off": np.array(
         "Pad(a, no_pads)",
         "Concat<axis=1>(a)",
         "Cast<to=1>(a)",
+        "Slice(a, zeros, ends, axes)",
+        "Slice(a, zeros, ends, axes, ones)",
     ],
 )
 def test_a_node_that_hands_its_input_on_is_removed(identity):
     proto = build(
         f"(float[2,4,6,6] x) => (float[] y) {{ a = Conv(x, w) b = {identity} y = Relu(b) }}",
-        **WEIGHTS,
-    )
+        **WEIGHTS, **SLICE,
+    )  # fmt: skip
     model, _ = after(proto, Normalize(), DropIdentities())
     assert ops(model) == ["Conv", "Relu"]
+
+
+@pytest.mark.parametrize(("channels", "left"), [(8, 0), (9, 0), (7, 1)])
+def test_a_slice_of_all_channels_that_layers_make_is_removed(channels, left):
+    proto = build(
+        "(float[2,4,6,6] x) => (float[] y) { a = Conv(x, w) r = Relu(a) b = Conv(r, w) "
+        "c = Concat<axis=1>(r, b) s = Slice(c, zero, end, axis) y = Neg(s) }",
+        w=(4, 4, 1, 1), zero=np.array([0]), end=np.array([channels]), axis=np.array([1]),
+    )  # fmt: skip
+    assert ops(after(proto, DropIdentities())[0]).count("Slice") == left
 
 
 @pytest.mark.parametrize(
@@ -37,6 +51,10 @@ def test_a_node_that_hands_its_input_on_is_removed(identity):
         "b, mask = Dropout(a) z = Cast<to=1>(mask)",
         "b = Cast<to=10>(a)",
         "b = acme.Identity(a)",
+        "b = Slice(a, zeros, ends, axes)",  # of so many channels, for all that layers tell
+        "b = Slice(a, zeros, ends, axes, twos)",
+        "b = Slice(a, ones, ends, axes)",
+        "b = Slice(a, zeros, ends)",
     ],
 )
 def test_a_node_that_does_something_stays(node):
@@ -44,7 +62,8 @@ def test_a_node_that_does_something_stays(node):
         "(float[2,4,6,6] x) => (float[] b, float[] z) "
         f"{{ a = Relu(x) {node if 'z =' in node else node + ' z = Neg(a)'} }}",
         imports=', "acme" : 1',
-        pads=np.ones(8, np.int64), ratio=np.float32(0.5), on=np.array(True),
+        pads=np.ones(8, np.int64), ratio=np.float32(0.5), on=np.array(True), twos=np.array([2, 2]),
+        **SLICE,
     )  # fmt: skip
     assert not after(proto, DropIdentities())[1]
 
