@@ -91,16 +91,18 @@ def _strip(layer: Layer, shape: tuple[int | None, ...]) -> Strip | None:
     plain = attrs.get("dilations", [1, 1])[1] == 1
     if not shape[3] or shape[3] % PIXELS or PIXELS % stride or not same or not plain:
         return None
-    return Strip(kernel, stride, left)
+    return Strip(kernel, stride, left, shape[3])
 
 
-def regroup(storage: Storage, tensor: gs.Tensor, channels: int, result: gs.Tensor) -> None:
-    """Make ``result`` the same values as pixels of so many channels, which changes the width.
+def regroup(
+    storage: Storage, tensor: gs.Tensor, width: int, channels: int, result: gs.Tensor
+) -> None:
+    """Make ``result`` the same values in rows of so many pixels of so many channels.
 
     Turned so that channels come last, as onnxruntime has them around an integer Conv: there the
     turns on either side of the Reshape vanish.
     """
-    model, shape = storage.model, storage.shared("shape", np.array([0, 0, -1, channels]))
+    model, shape = storage.model, storage.shared("shape", np.array([0, 0, width, channels]))
     last, regrouped = (model.variable(f"{tensor.name}_regrouped") for _ in range(2))
     model.add("Transpose", [tensor], last, perm=[0, 2, 3, 1])
     model.add("Reshape", [last, shape], regrouped)

@@ -135,7 +135,7 @@ def grid_of(tensor: gs.Tensor) -> QParams | None:
         source = above.inputs[0].inputs[0]
         if above.op in CUTS and source.op == "QuantizeLinear":
             levels = int(above.inputs[CUTS[above.op]].values.max()) + 1
-            bits = levels.bit_length() - 1 if levels & levels - 1 == 0 else 8
+            bits = levels.bit_length() - 1 if levels > 1 and levels & levels - 1 == 0 else 8
         above = source
     spec = QuantSpec(bits=bits, signed=False, symmetric=False, per_channel=False)
     return QParams(np.asarray(scale, np.float32), np.asarray(zero), None, spec)
@@ -214,8 +214,10 @@ def _last(node: gs.Node, kept: set[str]) -> str | None:
 
 def _entry(tensor: gs.Tensor) -> str:
     """The float tensor that was quantized into ``tensor``."""
-    while tensor.inputs and tensor.inputs[0].op in TRANSPARENT:
-        tensor = tensor.inputs[0].inputs[0]
+    while tensor.inputs and (maker := tensor.inputs[0]).op in TRANSPARENT:
+        tensor = maker.inputs[0]
+        if maker.op == "QuantizeLinear":
+            break
     return str(tensor.name)
 
 

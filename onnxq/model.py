@@ -66,6 +66,8 @@ class Model:
         notes: What had to be done to read the model, one sentence each.
         weights: Plan: layer name to its integer weight.
         activations: Plan: tensor name to its grid.
+        tables: Plan: name of a constant that is no layer's weight, and has the values of its codes,
+            to these.
         kept_float: Plan: node name to the reason why it stays float.
         moments: Tensor name to mean and standard deviation of its channels along axis 1, each
             float64 (channels,), in the float model on its training data, where a batch
@@ -79,6 +81,7 @@ class Model:
     notes: list[str] = field(default_factory=list)
     weights: dict[str, QTensor] = field(default_factory=dict)
     activations: dict[str, QParams] = field(default_factory=dict)
+    tables: dict[str, QTensor] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
     moments: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -298,7 +301,8 @@ class Model:
         """An independent graph over the same, shared weight arrays."""
         return Model(
             self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
-            dict(self.activations), dict(self.kept_float), dict(self.moments), dict(self.metadata),
+            dict(self.activations), dict(self.tables), dict(self.kept_float), dict(self.moments),
+            dict(self.metadata),
         )  # fmt: skip
 
     def replace_by(self, proto: ModelProto, held: Mapping[str, Any] | None = None) -> None:

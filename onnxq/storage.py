@@ -79,7 +79,8 @@ def stored_names(tensor: gs.Tensor) -> list[str]:
     if isinstance(tensor, gs.Constant):
         return [tensor.name]
     if (apart := _apart(tensor)) is not tensor:
-        return [tensor.name, *stored_names(apart)]
+        names = stored_names(apart)
+        return [tensor.name, *names] if names else []
     producer = tensor.inputs[0] if tensor.inputs else None
     if producer is None or producer.op not in {"DequantizeLinear", *UNPACKERS}:
         return []

@@ -72,10 +72,8 @@ class Weights:
             self._guard_bias(layer)
         if (weight := model.weights.get(layer.name)) is not None:
             name = layer.weight_tensor.name
-            scale = affine.broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
-            stored = self.storage.store(name, weight, FLOAT)
             result = model.variable(f"{name}_dequantized")
-            model.add("Mul", [stored, model.constant(f"{name}_scale", scale)], result)
+            self._unpack(name, weight, result)
             shape = layer.weight.shape
             if weight.codes.shape != shape:  # its input channels are split into groups
                 whole = model.variable(f"{name}_whole")
@@ -112,13 +110,27 @@ class Weights:
     def _read_strips(self, layer: Layer, strip: Strip) -> None:
         """Let a Conv read its data in strips of pixels, and return strips."""
         node, data = layer.node, self.model.variable(f"{layer.data.name}_strips")
-        regroup(self.storage, layer.data, PIXELS * layer.c_in, data)
+        regroup(self.storage, layer.data, strip.row // PIXELS, PIXELS * layer.c_in, data)
         node.inputs[0] = data
         top, _, bottom, _ = node.attrs.get("pads", [0, 0, 0, 0])
         height, _ = node.attrs.get("strides", [1, 1])
         node.attrs["pads"] = [top, strip.before, bottom, strip.after]
         node.attrs["strides"] = [height, 1]
         node.attrs["kernel_shape"] = [layer.weight.shape[2], strip.width]
+
+    def write_tables(self) -> None:
+        """Stored codes of constants that are no weights of layers, brought back as floats."""
+        constants = {constant.name: constant for constant in self.model.constants()}
+        for name, table in self.model.tables.items():
+            result = self.model.variable(f"{name}_dequantized")
+            self.model.redirect(constants[name], result)
+            self._unpack(name, table, result)
+
+    def _unpack(self, name: str, weight: QTensor, result: gs.Tensor) -> None:
+        """Make ``result`` the floats of a weight, which onnxruntime computes at load."""
+        scale = affine.broadcast(weight.params.scale, weight.codes.ndim, weight.params.axis)
+        stored = self.storage.store(name, weight, FLOAT)
+        self.model.add("Mul", [stored, self.model.constant(f"{name}_scale", scale)], result)
 
     def _guard_bias(self, layer: Layer) -> None:
         """Store the bias, or zeros, as exact int32 codes; a MatMul without one needs none."""

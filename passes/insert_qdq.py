@@ -86,6 +86,7 @@ class InsertQdq(Pass):
         emitter = _Emitter(model, placement, chosen.plain if plain else chosen, outcome, storage)
         for node in list(model.graph.nodes):
             emitter.emit(node)
+        emitter.weights.write_tables()
         emitter.storage.finish()
         return outcome
 
@@ -155,8 +156,9 @@ class _Emitter:
             node.outputs[0] = raw
         params = self.model.activations[result.name]
         if name in self.forms.strips:
-            node.outputs[0] = self.model.variable(f"{raw.name}_strips")
-            regroup(self.storage, node.outputs[0], len(self.model.weights[name].codes), raw)
+            strip, c_out = self.forms.strips[name], len(self.model.weights[name].codes)
+            strips = node.outputs[0] = self.model.variable(f"{raw.name}_strips")
+            regroup(self.storage, strips, strip.row // strip.stride, c_out, raw)
         self._dequantize(self._quantize(raw, result.name, params, ends), result, params)
 
     def _enter(self, tensor: gs.Tensor) -> gs.Tensor:

@@ -33,7 +33,9 @@ class MergeBranches(Pass):
         outcome = Outcome()
         sums = [n for n in model.graph.nodes if n.op in ("Add", "Sub") and not n.domain]
         for norm in _branching(model, sums):
+            name = norm.name
             become_conv(model, norm)
+            outcome.edit(name, "became a 1x1 depthwise Conv")
         for node in sums:
             if node.name not in model.kept_float and (pair := _pair(model, node)) is not None:
                 name = node.name

@@ -215,11 +215,12 @@ def _align(model: Model, placement: Placement) -> None:
             continue
         (data,) = data_inputs(node)
         root, by = root_of(data, placement)
-        if data.name not in placement.born or root in done:
+        result = placement.results[node.name]
+        grid, other = model.activations[root], model.activations[result]
+        if data.name not in placement.born or root in done or grid.spec != other.spec:
             continue
-        grids = affine.aligned(model.activations[root], by, float(number))
+        grids = affine.aligned(grid, by, float(number))
         if grids is not None:
-            result = placement.results[node.name]
             model.activations[root], model.activations[result] = grids
             done |= {root, result}
 

@@ -1,63 +1,78 @@
 """Float constants that are no weights of layers, which else outweigh what 4 bits leave of these."""
 
 import math
+from collections.abc import Container
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import FLOAT, Model
+from onnxq.layers import WEIGHTED
+from onnxq.model import Model
 from onnxq.numerics import affine, tables
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.spec import QTensor
 
-# What reads such tables, and how many values are worth it.
-READERS = {"Add", "DeformConv", "Einsum", "GRU", "Gather", "LSTM", "Mul", "RNN", "Sub"}
+# What multiplies with tables or adds them up by itself, and what else reads them.
+MIXING = {"DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
+READERS = {*MIXING, "Add", "Gather", "Mul", "Sub"}
+# Behind these nothing is a place in an image any more; these take what they read for one.
+LAYERS = {*WEIGHTED, *MIXING, "LogSoftmax", "Softmax"}
+PLACING = {"Cast", "DeformConv", "GridSample", "If", "Loop", "NonMaxSuppression", "RoiAlign",
+           "Scan", "TopK"}  # fmt: skip
+# So many values are worth it.
 MANY = 1024
 
 
 class QuantizeTables(Pass):
     """Store embeddings, biases of attention and recurrent weights in 8 bits.
 
-    They are brought back when the model is loaded, and all that reads them computes in floats.
+    They are brought back when the model is loaded, and all that reads them computes in floats. What
+    may hold positions, as anchors do, stays as it is: a table whose sums come to an output, or to
+    what looks places up, without a layer or a Softmax between.
     """
 
     name: ClassVar[str] = "quantize-tables"
     exact: ClassVar[bool] = False
 
     def run(self, model: Model, statistics: Statistics) -> Outcome:
-        """Edit the model and say what was done."""
-        outcome = Outcome()
-        captured = model.captured()
-        for constant in model.constants():
-            if not _is_table(constant) or constant.name in captured or model.is_output(constant):
-                continue
+        """Fill in ``model.tables``."""
+        outcome, captured = Outcome(), model.captured()
+        for constant in filter(_is_table, model.constants()):
             kept = [
                 model.kept_float[n.name] for n in constant.outputs if n.name in model.kept_float
             ]
-            table = None if kept else tables.compress(constant.values)
-            if table is None:
-                why = kept[0] if kept else "8 bits leave too little of its smaller values"
-                outcome.skip(constant.name, why)
-                continue
-            _store(model, constant, table)
-            outcome.edit(constant.name, "8 bits, brought back at load")
+            if kept:
+                outcome.skip(constant.name, kept[0])
+            elif constant.name in captured or not _ends_in_layers(model, constant, captured):
+                outcome.skip(constant.name, "it may hold positions: no layer is behind it")
+            elif (table := tables.compress(constant.values)) is None:
+                outcome.skip(constant.name, "8 bits would leave too little of its values")
+            else:
+                constant.values = affine.values(table)
+                model.tables[constant.name] = table
+                outcome.edit(constant.name, "8 bits, brought back at load")
         return outcome
 
 
 def _is_table(constant: gs.Constant) -> bool:
-    """Whether a constant is large along more than one axis, and read by nothing but READERS."""
+    """Whether a constant has many values, more than a vector, and none but READERS."""
     shape = constant.shape
     if constant.dtype != np.float32 or math.prod(shape) < MANY or max(shape) == math.prod(shape):
         return False
     return all(node.op in READERS and not node.domain for node in constant.outputs)
 
 
-def _store(model: Model, constant: gs.Constant, table: QTensor) -> None:
-    """Let all that reads a constant read what becomes of its codes."""
-    name, params = constant.name, table.params
-    scale = affine.broadcast(params.scale, table.codes.ndim, params.axis)
-    floats, result = model.variable(f"{name}_floats"), model.variable(f"{name}_dequantized")
-    model.redirect(constant, result)
-    model.add("Cast", [model.constant(f"{name}_codes", table.codes)], floats, to=FLOAT)
-    model.add("Mul", [floats, model.constant(f"{name}_scale", scale)], result)
+def _ends_in_layers(model: Model, constant: gs.Constant, captured: Container[str]) -> bool:
+    """Whether all that becomes of a constant goes through a layer."""
+    ahead, seen = [node for node in constant.outputs if node.op not in MIXING], set[int]()
+    while ahead:
+        node = ahead.pop()
+        if id(node) in seen or (node.op in LAYERS - PLACING and not node.domain):
+            continue
+        seen.add(id(node))
+        if node.op in PLACING or any(
+            t.name in captured or model.is_output(t) for t in node.outputs
+        ):
+            return False
+        ahead += [reader for tensor in node.outputs for reader in tensor.outputs]
+    return not model.is_output(constant)

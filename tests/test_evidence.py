@@ -439,3 +439,26 @@ def test_a_slope_of_zero_is_no_dead_channel(tmp_path):
     report, _ = quantize(proto, tmp_path)
     assert len(report.kernels.integer) == 3
     assert not report.outcomes["quantize-weights"].remarks
+
+
+def test_a_grid_of_one_code_is_no_narrow_one(tmp_path):
+    """What a PRelu reads is never negative: what it makes of negative values is one code, 0."""
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y) { r = Relu(x) a = Conv(r, w) b = PRelu(a, s) "
+        "y = Conv(b, v) }",
+        w=np.full((4, 4, 1, 1), 0.3, np.float32), s=np.full((4, 1, 1), 0.2, np.float32),
+        v=(4, 4, 1, 1),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert {layer.name for layer in report.layers} >= {"Conv_a", "Conv_y"}
+
+
+def test_a_layer_alone_is_fed_what_it_reads(tmp_path):
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y) { a = Conv(x, w) e = Exp(a) m = Max(e, least) "
+        "y = Conv(m, v) }",
+        w=(4, 4, 1, 1), least=np.float32(1.0), v=(4, 4, 1, 1),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    (last,) = (layer for layer in report.layers if layer.name == "Conv_y")
+    assert last.isolated > 30

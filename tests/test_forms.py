@@ -135,3 +135,10 @@ def test_passes_that_look_into_layers_see_them_all(monkeypatch, tmp_path, recipe
     _, strips, plain = both(monkeypatch, tmp_path, proto, bits=3, recipe=recipe, samples=samples)
     values = feeds(proto, seed=5)
     np.testing.assert_array_equal(run(strips, values)["y"], run(plain, values)["y"])
+
+
+def test_no_images_give_no_results(tmp_path):
+    _, file = quantize(net("strides=[2,2],pads=[1,1,1,1]"), tmp_path)
+    for optimize in (True, False):
+        nothing = {"x": np.zeros((0, 3, 8, 8), np.float32)}
+        assert run(onnx.load(file), nothing, optimize=optimize)["y"].shape == (0, 5)

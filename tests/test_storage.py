@@ -283,3 +283,18 @@ def test_narrow_channel_groups_are_computed_together(
     assert layer.macs == np.prod(shape) * np.prod([6 - k for k in kernel])
     assert report.kernels.integer["Conv_a"] == "QLinearConv"
     assert not set(report.kernels.operators) & GONE
+
+
+@pytest.mark.parametrize("act_bits", [8, "float"])
+def test_activations_that_are_moved_as_weights_are_unpacked_are_no_weights(tmp_path, act_bits):
+    proto = build(
+        "(float[1,2,4,4] x) => (float[] y) { a = Conv(x, w1) b = Sigmoid(a) p = Pad(b, pads) "
+        "q = Pad(b, pads) c = Concat<axis=1>(p, q) r = Reshape(c, apart) "
+        "t = Transpose<perm=[0,2,1,3]>(r) u = Reshape(t, whole) y = Conv(u, w2) }",
+        w1=(4, 2, 1, 1), w2=(3, 8, 3, 3), pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        apart=np.array([1, 2, 4, 36]), whole=np.array([1, 8, 6, 6]),
+    )  # fmt: skip
+    report, file = quantize(proto, tmp_path, act_bits=act_bits)
+    found = {layer.name: layer.shape for layer in inspect(load(file), file)[0]}
+    assert found == {"Conv_a": (4, 2, 1, 1), "Conv_y": (3, 8, 3, 3)}
+    assert report.kernels.total == 2

@@ -14,7 +14,7 @@ from onnxq.spec import Array, Floats, Ints, QParams, QTensor, QuantSpec
 # Scales below the smallest normal float32 are flushed to zero by some kernels.
 TINY = np.finfo(np.float32).tiny
 # A share of a scale by which ``aligned`` moves it; seldom enough below 8 bits.
-MOST_CHANGE = 0.02
+MOST_CHANGE = 0.01
 
 
 def broadcast(values: Array, ndim: int, axis: int | None) -> Array:

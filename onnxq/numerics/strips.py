@@ -24,12 +24,14 @@ class Strip:
     Attributes:
         kernel: Its width.
         stride: Divides PIXELS.
-        pad: Pixels before the row.
+        pad: Zeros before the row.
+        row: Pixels of it, whole strips.
     """
 
     kernel: int
     stride: int
     pad: int
+    row: int
 
     @property
     def outputs(self) -> int:

@@ -23,7 +23,7 @@ def convolved(x, w, stride, before, after):
 )  # fmt: skip
 def test_it_is_the_same_convolution(kernel, stride, pad, strips, height, c_out, c_in, seed):
     rng = np.random.default_rng(seed)
-    strip = Strip(kernel, stride, pad)
+    strip = Strip(kernel, stride, pad, strips * PIXELS)
     w = rng.standard_normal((c_out, c_in, height, kernel))
     x = rng.standard_normal((c_in, height, strips * PIXELS))
     after = max(kernel - stride - pad, 0) + PIXELS * (pad > kernel)
@@ -40,13 +40,13 @@ def test_it_is_the_same_convolution(kernel, stride, pad, strips, height, c_out, 
 @pytest.mark.parametrize(
     ("strip", "before", "after"),
     [
-        (Strip(3, 2, 1), 1, 0),
-        (Strip(7, 2, 3), 1, 1),
-        (Strip(3, 1, 1), 1, 1),
-        (Strip(3, 2, 0), 0, 1),
-        (Strip(4, 4, 0), 0, 0),
-        (Strip(7, 4, 3), 1, 0),
-        (Strip(9, 1, 4), 1, 1),
+        (Strip(3, 2, 1, 8), 1, 0),
+        (Strip(7, 2, 3, 8), 1, 1),
+        (Strip(3, 1, 1, 8), 1, 1),
+        (Strip(3, 2, 0, 8), 0, 1),
+        (Strip(4, 4, 0, 8), 0, 0),
+        (Strip(7, 4, 3, 8), 1, 0),
+        (Strip(9, 1, 4, 8), 1, 1),
     ],
 )
 def test_no_more_strips_are_read_than_needed(strip, before, after):

@@ -46,6 +46,9 @@ def test_a_mask_is_exact():
         lambda x, mask: np.where(mask, x, np.inf),
         lambda x, mask: np.where(mask, x, np.nan),
         lambda x, mask: x**25,
+        lambda x, mask: np.where(mask, 0.0, np.finfo(np.float32).min),  # -127 steps are not finite
+        lambda x, mask: np.arange(x.size).reshape(x.shape),  # places
+        lambda x, mask: -np.abs(x),
     ],
 )
 def test_values_of_very_different_size_stay_float(spoil):

@@ -11,6 +11,8 @@ import onnx
 import pytest
 
 from onnxq.errors import UnsupportedModel
+from onnxq.inspect import inspect
+from onnxq.model import load
 from onnxq.numerics import affine, groups, ranges
 from onnxq.placement import MOVES
 from onnxq.spec import weight_spec
@@ -825,7 +827,7 @@ LEAK = "l = LeakyRelu<alpha=0.5>(a)"
 )
 @pytest.mark.parametrize("act_bits", [8, 6])
 def test_a_sum_with_a_number_is_another_zero_point(tmp_path, nodes, left, act_bits):
-    scalars = {"two": np.float32(2.0), "far": np.float32(300.0), "less": np.float32(-0.77)}
+    scalars = {"two": np.float32(2.0), "far": np.float32(300.0), "less": np.float32(-2.0)}
     scalars = {name: value for name, value in scalars.items() if name in nodes}
     proto = build(
         f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}",
@@ -836,3 +838,17 @@ def test_a_sum_with_a_number_is_another_zero_point(tmp_path, nodes, left, act_bi
     if not left:
         assert report.kernels.operators["QLinearAdd"] == 0
         assert report.kernels.integer.keys() == {"Conv_a", "Conv_y"}
+
+
+def test_what_a_layer_reads_keeps_the_bits_that_were_asked_for(tmp_path):
+    nodes = (
+        f"k = {POOL}(a) b = Add(k, two) s = Sigmoid(k) h = Conv<pads=[1,1,1,1]>(b, w2) "
+        "t = Conv<pads=[1,1,1,1]>(s, w2) u = Add(h, t)"
+    )
+    proto = build(
+        f"{IMAGE} {{ {FIRST} {nodes} {LAST.replace('h,', 'u,')} }}",
+        **CONVS, w2=(8, 8, 3, 3), two=np.float32(2.0),
+    )  # fmt: skip
+    _, file = quantize(proto, tmp_path, act_bits=4)
+    found = {layer.name: layer.act_bits for layer in inspect(load(file), file)[0]}
+    assert found["Conv_h"] == found["Conv_t"] == 4

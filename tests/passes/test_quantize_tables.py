@@ -6,33 +6,48 @@ import pytest
 
 from onnxq.inspect import unquantized
 from onnxq.model import from_proto, load
+from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_tables import MANY, QuantizeTables
 from tests.graphs import after, build, feeds, ops, quantize, run
 
-LSTM = "y, h, c = LSTM<hidden_size=16>(x, w, r)"
+IMAGE = "(float[1,8,9,16] x) => (float[] y)"
 TABLES = {
-    "bias of attention": ("(float[1,8,9,16] x) => (float[] y)", "y = Add(x, t)",
-                          {"t": (1, 8, 9, 16)}),
-    "another order": ("(float[1,8,9,16] x) => (float[] y)", "y = Sub(t, x)", {"t": (8, 9, 16)}),
-    "embedding": ("(int64[5] x) => (float[] y)", "y = Gather(t, x)", {"t": (100, 12)}),
-    "recurrent weights": ("(float[5,1,20] x) => (float[] y)", LSTM,
+    "bias of attention": (IMAGE, "a = Add(x, t) y = Softmax(a)", {"t": (1, 8, 9, 16)}),
+    "another order": (IMAGE, "a = Sub(t, x) y = MatMul(a, k)", {"t": (8, 9, 16)}),
+    "embedding": ("(int64[5] x) => (float[] y)", "e = Gather(t, x) y = MatMul(e, m)",
+                  {"t": (100, 12)}),
+    "recurrent weights": ("(float[5,1,20] x) => (float[] y)",
+                          "y, h, c = LSTM<hidden_size=16>(x, w, r)",
                           {"w": (1, 64, 20), "r": (1, 64, 16)}),
-    "several readers": ("(float[1,8,9,16] x) => (float[] y)", "a = Add(x, t) y = Mul(a, t)",
+    "several readers": (IMAGE, "a = Add(x, t) b = Mul(a, t) c = Relu(b) y = MatMul(c, k)",
                         {"t": (1, 8, 9, 16)}),
 }  # fmt: skip
+MATRICES = {"k": (16, 4), "m": (12, 4)}
+
+
+def inputs(proto):
+    """Normal floats, or places in a table."""
+    return {name: np.clip(x, 0, None) if x.dtype == np.int64 else x
+            for name, x in feeds(proto).items()}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TABLES)
 def test_tables_take_8_bits(case):
     head, nodes, shapes = TABLES[case]
-    proto = build(f"{head} {{ {nodes} }}", **shapes)
+    used = {name: shape for name, shape in MATRICES.items() if f", {name})" in nodes}
+    proto = build(f"{head} {{ {nodes} }}", **shapes, **used)
     model, outcome = after(proto, QuantizeTables())
-    assert [edit.where for edit in outcome.edits] == [*shapes]
+    assert [edit.where for edit in outcome.edits] == [*shapes] == [*model.tables]
+    assert ops(model) == ops(from_proto(proto))
+    planned = run(model.to_proto(), floats := inputs(proto))["y"]
+    InsertQdq().run(model, {})
+    model.tidy()
     assert sorted(ops(model)) == sorted([*ops(from_proto(proto)), *["Cast", "Mul"] * len(shapes)])
-    assert model.nbytes < 0.32 * from_proto(proto).nbytes
-    values = {name: np.clip(x, 0, None) if x.dtype == np.int64 else x
-              for name, x in feeds(proto).items()}  # fmt: skip
-    wanted, found = run(proto, values)["y"], run(model.to_proto(), values)["y"]
+    assert sum(c.values.nbytes for c in model.constants() if c.values.size >= MANY) == sum(
+        np.prod(shape) for shape in shapes.values()
+    )
+    wanted, found = run(proto, floats)["y"], run(model.to_proto(), floats)["y"]
+    np.testing.assert_array_equal(found, planned)
     noise = np.square(found - wanted).sum() / np.square(wanted).sum()
     assert 0.0 < noise < 1e-3
     assert not unquantized(model)
@@ -60,7 +75,7 @@ def test_others_stay(nodes, shape):
 
 
 def test_what_is_kept_float_or_needs_more_is_told():
-    nodes = "a = Add(x, t) y = Mul(a, u)"
+    nodes = "a = Add(x, t) b = Mul(a, u) y = Softmax(b)"
     wild = np.random.default_rng(0).standard_normal((1, 8, 9, 16)) ** 9
     proto = build(
         f"(float[1,8,9,16] x) => (float[] y) {{ {nodes} }}",
@@ -71,8 +86,30 @@ def test_what_is_kept_float_or_needs_more_is_told():
     outcome = QuantizeTables().run(model, {})
     assert not outcome.edits
     assert {skip.where: skip.why for skip in outcome.skips} == {
-        "t": "as asked", "u": "8 bits leave too little of its smaller values",
+        "t": "as asked", "u": "8 bits would leave too little of its values",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "y = Add(x, t)",  # anchors of a detector
+        "a = Add(x, t) b = Reshape(a, n) c = Mul(b, r) s = Softmax(a) d = Concat<axis=1>(c, c) "
+        "y = Neg(d) z = MatMul(s, k)",
+        "a = Add(x, t) p = Slice(a, zero, two, last) y = GridSample(x, p) z = MatMul(a, k)",
+    ],
+)
+def test_what_may_hold_positions_stays(nodes):
+    used = {"k": (16, 4), "r": (1, 1152), "n": np.array([1, -1]), "zero": np.array([0]),
+            "two": np.array([2]), "last": np.array([-1])}  # fmt: skip
+    outputs = "float[] y, float[] z" if "z =" in nodes else "float[] y"
+    proto = build(
+        f"(float[1,8,9,16] x) => ({outputs}) {{ {nodes} }}", t=(1, 8, 9, 16),
+        **{name: value for name, value in used.items() if f", {name}" in nodes},
+    )  # fmt: skip
+    outcome = after(proto, QuantizeTables())[1]
+    assert not outcome.edits
+    assert outcome.skips[0].why == "it may hold positions: no layer is behind it"
 
 
 def test_what_a_body_reads_stays():
