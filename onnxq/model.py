@@ -373,6 +373,11 @@ class Model:
         proto.ir_version = min(max(header.ir_version, needed, MIN_IR), MAX_IR)
         return proto
 
+    def outline(self) -> ModelProto:
+        """The model as a protobuf whose large constants have shapes but no values."""
+        with self._referred(_placeholder):
+            return self.to_proto()
+
     def to_bytes(self) -> bytes:
         """Serialized protobuf with the weights inline; the same model gives the same bytes."""
         return bytes(self.to_proto().SerializeToString(deterministic=True))

@@ -9,6 +9,7 @@ from onnxq.errors import UsageError
 from onnxq.numerics.levels import WIDTHS
 from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.absorb_bias import AbsorbBias
+from onnxq.passes.absorb_pads import AbsorbPads
 from onnxq.passes.advance_activations import AdvanceActivations
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.clip_plateaus import ClipPlateaus
@@ -27,6 +28,7 @@ from onnxq.passes.expand_prelu import ExpandPrelu
 from onnxq.passes.finetune_bias import FinetuneBias
 from onnxq.passes.finetune_sigma import FinetuneSigma
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
+from onnxq.passes.fold_sizes import FoldSizes
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.passes.fuse_gelu import FuseGelu
 from onnxq.passes.insert_qdq import InsertQdq
@@ -49,7 +51,9 @@ from onnxq.storage import OLDEST
 
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),
+    FoldSizes(),
     DropIdentities(),
+    AbsorbPads(),
     FuseGelu(),
     AbsorbBatchnorm(),
     CleanGraph(),

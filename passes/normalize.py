@@ -37,7 +37,7 @@ class Normalize(Pass):
             outcome.edit(name, "constant")
         model.tidy()
         _upcast(model, outcome)
-        _fold(model, outcome)
+        fold_constants(model, outcome)
         model.tidy()
         for node in model.graph.nodes:
             if node.op == "Gemm":
@@ -93,16 +93,17 @@ def _upcast(model: Model, outcome: Outcome) -> None:
     outcome.edit("float16", f"{len(halves)} constants widened to float32")
 
 
-def _fold(model: Model, outcome: Outcome) -> None:
+def fold_constants(model: Model, outcome: Outcome) -> None:
     """Compute in one run everything that depends on constants alone."""
     # What each result is made of, in the end: bytes of constants, by their names.
     known: dict[str, dict[str, int]] = {}
     folded: list[gs.Node] = []
     for node in model.graph.nodes:
-        constant = all(isinstance(t, gs.Constant) or t.name in known for t in node.inputs)
+        given = [t for t in node.inputs if not t.is_empty()]
+        constant = all(isinstance(t, gs.Constant) or t.name in known for t in given)
         if constant and not node.domain and node.op not in UNFOLDED and not any(node.subgraphs()):
             source: dict[str, int] = {}
-            for t in node.inputs:
+            for t in given:
                 made = isinstance(t, gs.Variable)
                 source |= known[t.name] if made else {t.name: t.values.nbytes}
             known |= dict.fromkeys((t.name for t in node.outputs), source)

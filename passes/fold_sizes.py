@@ -1,0 +1,87 @@
+"""Sizes that are known before a model runs need not be computed from shapes when it does.
+
+Where only the batch is open, onnxruntime still asks each tensor for its height and width, by a few
+small operators for each, and computes paddings and the targets of reshapes from these in each run.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxq.model import Model
+from onnxq.passes.normalize import fold_constants
+from onnxq.pipeline import Outcome, Pass, Statistics
+from onnxq.spec import Ints
+
+Sizes = dict[str, list[int | None]]
+
+
+class FoldSizes(Pass):
+    """Make constants of sizes that the fixed ones of inputs imply, and of what depends on them."""
+
+    name: ClassVar[str] = "fold-sizes"
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, statistics: Statistics) -> Outcome:
+        """Edit the model and say what was done."""
+        outcome = Outcome()
+        while _fold(model, outcome):  # a padding that is known makes more sizes known
+            model.tidy()
+            fold_constants(model, outcome)
+            model.tidy()
+        return outcome
+
+
+def _fold(model: Model, outcome: Outcome) -> bool:
+    """Make constants of the sizes that are known now; whether there were any."""
+    readers = [
+        (node, shape.inputs[0].name)
+        for shape in model.graph.nodes
+        if shape.op == "Shape" and not shape.domain and not shape.attrs
+        for node in shape.outputs[0].outputs
+        if node.op in ("Gather", "Slice") and node.inputs[0] is shape.outputs[0]
+    ]
+    sizes, before = _sizes(model) if readers else {}, len(outcome.edits)
+    for node, name in readers:
+        found = _selected(node, sizes.get(name))
+        if found is not None and model.become_constant(node, found):
+            outcome.edit(node.name, "a size that is known")
+    return len(outcome.edits) > before
+
+
+def _sizes(model: Model) -> Sizes:
+    """Sizes of all tensors, None where they are open; what is declared inside may be wrong."""
+    proto = model.outline()
+    del proto.graph.value_info[:]
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    except Exception:
+        return {}
+    return {
+        value.name: [size.dim_value if size.HasField("dim_value") else None for size in shape.dim]
+        for value in (*graph.value_info, *graph.input)
+        if value.type.tensor_type.HasField("shape")
+        for shape in (value.type.tensor_type.shape,)
+    }
+
+
+def _selected(node: gs.Node, sizes: list[int | None] | None) -> Ints | None:
+    """What a Gather or Slice takes of a shape, if all of it is known."""
+    if sizes is None or not all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
+        return None
+    places = np.arange(len(sizes))
+    if node.op == "Gather":
+        index = node.inputs[1].values
+        if ((index < -len(sizes)) | (index >= len(sizes))).any():
+            return None
+        chosen = places[index]
+    else:
+        starts, ends, *rest = (t.values.reshape(-1) for t in node.inputs[1:])
+        step = int(rest[1][0]) if len(rest) > 1 else 1
+        chosen = places[int(starts[0]) : int(ends[0]) : step]
+    found = [sizes[i] for i in chosen.reshape(-1)]
+    if any(size is None for size in found):
+        return None
+    return np.array(found, np.int64).reshape(chosen.shape)
