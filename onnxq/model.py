@@ -224,18 +224,22 @@ class Model:
         self.redirect(result, constant)
         return True
 
-    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+    def shapes(self, *, propagated: bool = False) -> dict[str, tuple[int | None, ...]]:
         """Shapes of the tensors ONNX's shape inference can tell, None for a size that is open.
 
-        What the model declares of tensors inside may be wrong.
+        What the model declares may be wrong, but for its inputs: if ``propagated``, it does not
+        count, and sizes are followed through what is computed from them.
         """
-        if self.nbytes > INLINE_LIMIT:
-            return {}
+        with self._referred(_placeholder):
+            proto = self.to_proto()
+        if propagated:
+            del proto.graph.value_info[:]
         try:
-            graph = onnx.shape_inference.infer_shapes(self.to_proto()).graph
+            graph = onnx.shape_inference.infer_shapes(proto, data_prop=propagated).graph
         except Exception:
             return {}
-        known = itertools.chain(graph.value_info, graph.input, graph.output)
+        declared = () if propagated else graph.output
+        known = itertools.chain(graph.value_info, graph.input, declared)
         return {
             v.name: tuple(
                 d.dim_value if d.HasField("dim_value") else None
@@ -372,11 +376,6 @@ class Model:
         needed = onnx.helper.find_min_ir_version_for(proto.opset_import, True)
         proto.ir_version = min(max(header.ir_version, needed, MIN_IR), MAX_IR)
         return proto
-
-    def outline(self) -> ModelProto:
-        """The model as a protobuf whose large constants have shapes but no values."""
-        with self._referred(_placeholder):
-            return self.to_proto()
 
     def to_bytes(self) -> bytes:
         """Serialized protobuf with the weights inline; the same model gives the same bytes."""

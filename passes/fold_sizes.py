@@ -7,15 +7,12 @@ small operators for each, and computes paddings and the targets of reshapes from
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxq.model import Model
 from onnxq.passes.normalize import fold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Ints
-
-Sizes = dict[str, list[int | None]]
 
 
 class FoldSizes(Pass):
@@ -43,7 +40,8 @@ def _fold(model: Model, outcome: Outcome) -> bool:
         for node in shape.outputs[0].outputs
         if node.op in ("Gather", "Slice") and node.inputs[0] is shape.outputs[0]
     ]
-    sizes, before = _sizes(model) if readers else {}, len(outcome.edits)
+    sizes = model.shapes(propagated=True) if readers else {}
+    before = len(outcome.edits)
     for node, name in readers:
         found = _selected(node, sizes.get(name))
         if found is not None and model.become_constant(node, found):
@@ -51,23 +49,7 @@ def _fold(model: Model, outcome: Outcome) -> bool:
     return len(outcome.edits) > before
 
 
-def _sizes(model: Model) -> Sizes:
-    """Sizes of all tensors, None where they are open; what is declared inside may be wrong."""
-    proto = model.outline()
-    del proto.graph.value_info[:]
-    try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except Exception:
-        return {}
-    return {
-        value.name: [size.dim_value if size.HasField("dim_value") else None for size in shape.dim]
-        for value in (*graph.value_info, *graph.input)
-        if value.type.tensor_type.HasField("shape")
-        for shape in (value.type.tensor_type.shape,)
-    }
-
-
-def _selected(node: gs.Node, sizes: list[int | None] | None) -> Ints | None:
+def _selected(node: gs.Node, sizes: tuple[int | None, ...] | None) -> Ints | None:
     """What a Gather or Slice takes of a shape, if all of it is known."""
     if sizes is None or not all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
         return None
