@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnxq.layers import Layer, layer_of
 from onnxq.model import Model
 from onnxq.numerics import groups
-from onnxq.numerics.strips import MOST_CHANNELS, PIXELS, Strip
+from onnxq.numerics.strips import LEAST_ROW, MOST_CHANNELS, PIXELS, Strip
 from onnxq.placement import Placement
 from onnxq.storage import Storage
 
@@ -89,9 +89,10 @@ def _strip(layer: Layer, shape: tuple[int | None, ...]) -> Strip | None:
     # As many results as strides of data.
     same = kernel - stride <= left + right < kernel
     plain = attrs.get("dilations", [1, 1])[1] == 1
-    if not shape[3] or shape[3] % PIXELS or PIXELS % stride or not same or not plain:
+    row = shape[3] or 0
+    if row < LEAST_ROW or row % PIXELS or PIXELS % stride or not same or not plain:
         return None
-    return Strip(kernel, stride, left, shape[3])
+    return Strip(kernel, stride, left, row)
 
 
 def regroup(

@@ -9,7 +9,13 @@ from onnxq.inspect import inspect
 from onnxq.model import load
 from tests.graphs import build, feeds, quantize, run
 
-pytestmark = pytest.mark.usefixtures("long_names")
+pytestmark = pytest.mark.usefixtures("long_names", "short_rows")
+
+
+@pytest.fixture
+def short_rows(monkeypatch):
+    """Rows are as long as they are slow to test."""
+    monkeypatch.setattr(forms, "LEAST_ROW", 4)
 
 
 def net(attrs="kernel_shape=[3,3],pads=[1,1,1,1]", *, kernel=(3, 3), size="3,8,8", c_in=3,
@@ -23,10 +29,10 @@ def net(attrs="kernel_shape=[3,3],pads=[1,1,1,1]", *, kernel=(3, 3), size="3,8,8
 
 def both(monkeypatch, tmp_path, proto, **options):
     """The report and file of a conversion, and the file of one without strips."""
-    monkeypatch.setattr(forms, "MOST_CHANNELS", 0)
-    _, file = quantize(proto, tmp_path, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(forms, "MOST_CHANNELS", 0)
+        _, file = quantize(proto, tmp_path, **options)
     plain = onnx.load(file)
-    monkeypatch.undo()
     report, file = quantize(proto, tmp_path, **options)
     return report, onnx.load(file), plain
 
@@ -116,10 +122,10 @@ def test_a_layer_kept_float_stays(tmp_path):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_nothing_of_it_is_in_the_report(monkeypatch, tmp_path, options):
     proto = net("strides=[2,2],pads=[1,1,1,1]")
-    monkeypatch.setattr(forms, "MOST_CHANNELS", 0)
-    plain, file = quantize(proto, tmp_path, **options)
-    before = inspect(load(file), file)[0]
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(forms, "MOST_CHANNELS", 0)
+        plain, file = quantize(proto, tmp_path, **options)
+        before = inspect(load(file), file)[0]
     report, file = quantize(proto, tmp_path, **options)
     assert report.layers == plain.layers
     assert {layer.name for layer in report.layers} == {"Conv_a", "Gemm_y"}
@@ -142,3 +148,9 @@ def test_no_images_give_no_results(tmp_path):
     for optimize in (True, False):
         nothing = {"x": np.zeros((0, 3, 8, 8), np.float32)}
         assert run(onnx.load(file), nothing, optimize=optimize)["y"].shape == (0, 5)
+
+
+def test_short_rows_stay(monkeypatch, tmp_path):
+    monkeypatch.setattr(forms, "LEAST_ROW", 12)
+    _, file = quantize(net(), tmp_path)
+    assert "Concat" not in {n.op_type for n in onnx.load(file).graph.node}

@@ -15,6 +15,8 @@ from onnxq.spec import Array
 # Measured with kernels of 3 to 9 pixels, strides of 1, 2 and 4 and 16 to 96 output channels: up to
 # MOST_CHANNELS, so many pixels are best, and above nothing is won.
 PIXELS, MOST_CHANNELS = 4, 3
+# What brings weights into this form takes 1 to 2 KiB of a file, which shorter rows do not repay.
+LEAST_ROW = 32
 
 
 @dataclass(frozen=True)
