@@ -32,33 +32,29 @@ class Forms:
     groups: dict[str, int] = field(default_factory=dict)
     strips: dict[str, Strip] = field(default_factory=dict)
 
-    @property
-    def plain(self) -> "Forms":
-        """Only those that change no layer's weights or data, to look into."""
-        return Forms(self.pools)
 
-
-def forms(model: Model, placement: Placement) -> Forms:
-    """The forms that the shapes of a model allow."""
+def forms(model: Model, placement: Placement, *, plain: bool) -> Forms:
+    """The forms that the shapes of a model allow; if ``plain``, those that change no layer."""
     found = Forms()
     nodes = [node for node in model.graph.nodes if node.name in placement.integer]
     pools = [node for node in nodes if node.op == "AveragePool"]
-    convs = [layer for node in nodes if (layer := layer_of(node)) and layer.op == "Conv"]
+    layers = [] if plain else [layer for node in nodes if (layer := layer_of(node)) is not None]
+    convs = [layer for layer in layers if layer.op == "Conv"]
     for layer in convs:
         if layer.groups > 1 and not layer.depthwise:
             found.groups[layer.name] = groups.together(layer.groups, layer.c_in // layer.groups)
-    convs = [
+    stems = [
         layer
         for layer in convs
         if layer.groups == 1
         and layer.c_in <= MOST_CHANNELS
         and (layer.bias_tensor is None or layer.bias is not None)
     ]
-    shapes = model.shapes() if pools or convs else {}
+    shapes = model.shapes() if pools or stems else {}
     for node in pools:
         if (channels := _channels(node, shapes.get(node.inputs[0].name, ()))) is not None:
             found.pools[node.name] = channels
-    for layer in convs:
+    for layer in stems:
         if (strip := _strip(layer, shapes.get(layer.data.name, ()))) is not None:
             found.strips[layer.name] = strip
     return found

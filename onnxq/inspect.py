@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.errors import InputError
 from onnxq.kernels import Kernels, census
-from onnxq.layers import WEIGHTED
+from onnxq.layers import HOLDERS, MANY, WEIGHTED
 from onnxq.layerwise import grid_of
 from onnxq.model import Model
 from onnxq.numerics import oaq
@@ -20,9 +20,6 @@ from onnxq.storage import stored, stored_names
 
 # Where outlier-aware quantization matters most: few bits, one scale for a layer.
 OAQ_SPEC = weight_spec(4, per_channel=False)
-# What else multiplies by weights or looks them up; and how many are worth a word.
-HOLDERS = {"DeformConv", "Einsum", "GRU", "Gather", "LSTM", "RNN"}
-MANY = 1024
 
 
 @dataclass

@@ -24,6 +24,9 @@ from onnxq.numerics.unfold import Window
 from onnxq.spec import Array, Floats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What else multiplies by weights or looks them up; and how many are worth a word.
+HOLDERS = {"DeformConv", "Einsum", "GRU", "Gather", "LSTM", "RNN"}
+MANY = 1024
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 
 

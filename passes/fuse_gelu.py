@@ -15,7 +15,7 @@ from onnxq.errors import UnsupportedModel
 from onnxq.model import Model, is_number
 from onnxq.passes.normalize import hold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import factor
+from onnxq.placement import factor, moved
 
 # The first with Gelu.
 OPSET = 20
@@ -64,8 +64,7 @@ def _scaled(tensor: gs.Tensor) -> tuple[gs.Tensor, float]:
     """What ``tensor`` is a multiple of, and by what factor; itself, once, if of nothing else."""
     for node in tensor.inputs:
         if (by := factor(node)) is not None:
-            (data,) = (t for t in node.inputs if not isinstance(t, gs.Constant))
-            return data, float(by)
+            return moved(node), float(by)
     return tensor, 1.0
 
 

@@ -82,8 +82,8 @@ class InsertQdq(Pass):
                 if not model.is_output(tensor):
                     tensor.dtype = tensor.shape = None
         storage = Storage(model, self.target_ort)
-        chosen = forms(model, placement)
-        emitter = _Emitter(model, placement, chosen.plain if plain else chosen, outcome, storage)
+        chosen = forms(model, placement, plain=plain)
+        emitter = _Emitter(model, placement, chosen, outcome, storage)
         for node in list(model.graph.nodes):
             emitter.emit(node)
         emitter.weights.write_tables()

@@ -7,20 +7,18 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import WEIGHTED
+from onnxq.layers import HOLDERS, MANY, WEIGHTED
 from onnxq.model import Model
 from onnxq.numerics import affine, tables
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # What multiplies with tables or adds them up by itself, and what else reads them.
-MIXING = {"DeformConv", "Einsum", "GRU", "LSTM", "RNN"}
-READERS = {*MIXING, "Add", "Gather", "Mul", "Sub"}
+MIXING = HOLDERS - {"Gather"}
+READERS = {*HOLDERS, "Add", "Mul", "Sub"}
 # Behind these nothing is a place in an image any more; these take what they read for one.
 LAYERS = {*WEIGHTED, *MIXING, "LogSoftmax", "Softmax"}
 PLACING = {"Cast", "DeformConv", "GridSample", "If", "Loop", "NonMaxSuppression", "RoiAlign",
            "Scan", "TopK"}  # fmt: skip
-# So many values are worth it.
-MANY = 1024
 
 
 class QuantizeTables(Pass):

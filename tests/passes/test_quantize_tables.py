@@ -5,9 +5,10 @@ import onnx
 import pytest
 
 from onnxq.inspect import unquantized
+from onnxq.layers import MANY
 from onnxq.model import from_proto, load
 from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.passes.quantize_tables import MANY, QuantizeTables
+from onnxq.passes.quantize_tables import QuantizeTables
 from tests.graphs import after, build, feeds, ops, quantize, run
 
 IMAGE = "(float[1,8,9,16] x) => (float[] y)"
