@@ -43,13 +43,7 @@ def forms(model: Model, placement: Placement, *, plain: bool) -> Forms:
     for layer in convs:
         if layer.groups > 1 and not layer.depthwise:
             found.groups[layer.name] = groups.together(layer.groups, layer.c_in // layer.groups)
-    stems = [
-        layer
-        for layer in convs
-        if layer.groups == 1
-        and layer.c_in <= MOST_CHANNELS
-        and (layer.bias_tensor is None or layer.bias is not None)
-    ]
+    stems = [it for it in convs if it.groups == 1 and it.c_in <= MOST_CHANNELS]
     shapes = model.shapes() if pools or stems else {}
     for node in pools:
         if (channels := _channels(node, shapes.get(node.inputs[0].name, ()))) is not None:

@@ -100,6 +100,7 @@ OTHERS = {
     "fewer results": net("pads=[0,0,0,0]"),
     "more results": net("pads=[2,2,2,2]"),
     "dilated": net("pads=[2,2,2,2],dilations=[2,2]"),
+    "dilated, with as many borders": net("pads=[1,1,1,1],dilations=[2,2]"),
     "automatic borders": net('auto_pad="SAME_UPPER"'),
     "groups": net("pads=[1,1,1,1],group=3", c_in=1),
     "computed bias": net(before="m = ReduceMean<keepdims=0>(x) t = Mul(b, m)", bias="t"),

@@ -32,12 +32,14 @@ def test_a_node_that_hands_its_input_on_is_removed(identity):
     assert ops(model) == ["Conv", "Relu"]
 
 
-@pytest.mark.parametrize(("channels", "left"), [(8, 0), (9, 0), (7, 1)])
-def test_a_slice_of_all_channels_that_layers_make_is_removed(channels, left):
+@pytest.mark.parametrize(
+    ("start", "channels", "left"), [(0, 8, 0), (0, 9, 0), (0, 7, 1), (1, 8, 1)]
+)
+def test_a_slice_of_all_channels_that_layers_make_is_removed(start, channels, left):
     proto = build(
         "(float[2,4,6,6] x) => (float[] y) { a = Conv(x, w) r = Relu(a) b = Conv(r, w) "
         "c = Concat<axis=1>(r, b) s = Slice(c, zero, end, axis) y = Neg(s) }",
-        w=(4, 4, 1, 1), zero=np.array([0]), end=np.array([channels]), axis=np.array([1]),
+        w=(4, 4, 1, 1), zero=np.array([start]), end=np.array([channels]), axis=np.array([1]),
     )  # fmt: skip
     assert ops(after(proto, DropIdentities())[0]).count("Slice") == left
 

@@ -64,6 +64,9 @@ def test_every_form_becomes_one_operator(start, end):
         FORM.replace("Add(b, one)", "Add(b, two)"),
         FORM.replace("Add(b, one)", "Sub(b, one)"),
         FORM.replace("Mul(g, h)", "Mul(g, r)"),  # another factor
+        FORM.replace("Mul(x, d)", "Mul(x, e)").replace("g =", "e = Add(d, one) g ="),
+        "a = Div(x, r) b = Erf(a) g = Mul(x, b) y = Mul(g, h)",  # no one is added
+        FORM.replace("Mul(g, h)", "Mul(k, h)").replace("y =", "k = Mul(g, x) y ="),
         FORM.replace("Mul(g, h)", "Div(h, g)"),
         FORM.replace("Mul(g, h)", "Mul(g, x)"),  # the square of x
         FORM.replace("g = Mul(x, d)", "g = Mul(d, d)"),

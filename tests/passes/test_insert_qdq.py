@@ -840,15 +840,26 @@ def test_a_sum_with_a_number_is_another_zero_point(tmp_path, nodes, left, act_bi
         assert report.kernels.integer.keys() == {"Conv_a", "Conv_y"}
 
 
-def test_what_a_layer_reads_keeps_the_bits_that_were_asked_for(tmp_path):
+@pytest.mark.parametrize("number", np.arange(1.0, 3.0, 0.125, np.float32))
+def test_what_a_layer_reads_keeps_the_bits_that_were_asked_for(tmp_path, number):
     nodes = (
         f"k = {POOL}(a) b = Add(k, two) s = Sigmoid(k) h = Conv<pads=[1,1,1,1]>(b, w2) "
         "t = Conv<pads=[1,1,1,1]>(s, w2) u = Add(h, t)"
     )
     proto = build(
         f"{IMAGE} {{ {FIRST} {nodes} {LAST.replace('h,', 'u,')} }}",
-        **CONVS, w2=(8, 8, 3, 3), two=np.float32(2.0),
+        **CONVS, w2=(8, 8, 3, 3), two=number,
     )  # fmt: skip
     _, file = quantize(proto, tmp_path, act_bits=4)
     found = {layer.name: layer.act_bits for layer in inspect(load(file), file)[0]}
     assert found["Conv_h"] == found["Conv_t"] == 4
+
+
+@pytest.mark.parametrize("nodes", ["h = HardSwish(a)", "h = HardSigmoid(a)"])
+def test_a_gate_is_cut_off_at_either_end(tmp_path, nodes):
+    w = 4.0 * np.random.default_rng(0).standard_normal((8, 3, 3, 3))
+    proto = build(f"{IMAGE} {{ {FIRST} {nodes} {LAST} }}", **CONVS | {"w1": w.astype(np.float32)})
+    report, _ = converted(tmp_path, proto)
+    assert report.kernels.operators["QLinearAdd"] == 0
+    assert report.kernels.operators["Clip"] == 1
+    assert report.layers[-1].accumulated > 25

@@ -90,6 +90,12 @@ def test_a_weight_that_is_standardized_at_load_is_made_before():
     np.testing.assert_allclose(layer.weight.mean(axis=(1, 2, 3)), norm(64)["s"], atol=1e-5)
 
 
+def test_operands_that_are_left_out_keep_no_result_from_being_constant():
+    proto = build("(float[4] x) => (float[] y) { c = Clip(k, , one) y = Add(x, c) }",
+                  k=(4,), one=np.float32(0.1))  # fmt: skip
+    assert ops(after(proto, Normalize())[0]) == ["Add"]
+
+
 def test_a_large_result_of_little_is_left_to_be_made_at_load():
     proto = build(
         "(float[300,300] x) => (float[] y) { o = ConstantOfShape(n) y = Add(x, o) }",

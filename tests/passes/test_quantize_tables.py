@@ -97,7 +97,7 @@ def test_what_is_kept_float_or_needs_more_is_told():
         "y = Add(x, t)",  # anchors of a detector
         "a = Add(x, t) b = Reshape(a, n) c = Mul(b, r) s = Softmax(a) d = Concat<axis=1>(c, c) "
         "y = Neg(d) z = MatMul(s, k)",
-        "a = Add(x, t) p = Slice(a, zero, two, last) y = GridSample(x, p) z = MatMul(a, k)",
+        "a = Add(x, t) p = Slice(a, zero, two, last) g = GridSample(x, p) y = Softmax(g)",
     ],
 )
 def test_what_may_hold_positions_stays(nodes):
