@@ -10,6 +10,10 @@ Array = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
+# x86 processors without instructions for dot products add two products of a uint8 activation and an
+# int8 weight in 16 bits, which saturate. Two of 255 and 64 fit; those of larger weights may not.
+SAFE = 64
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -20,12 +24,14 @@ class QuantSpec:
         signed: Codes are two's complement rather than unsigned.
         symmetric: The zero point is 0 and the range is mirrored.
         per_channel: One scale for each output channel instead of one for the tensor.
+        headroom: Codes end at ``SAFE``, if not before.
     """
 
     bits: int = 8
     signed: bool = True
     symmetric: bool = True
     per_channel: bool = True
+    headroom: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -39,7 +45,8 @@ class QuantSpec:
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
+        largest = (1 << self.bits - self.signed) - 1
+        return min(largest, SAFE) if self.headroom else largest
 
     @property
     def dtype(self) -> np.dtype[np.signedinteger] | np.dtype[np.unsignedinteger]:
@@ -47,9 +54,9 @@ class QuantSpec:
         return np.dtype(np.int8) if self.signed else np.dtype(np.uint8)
 
 
-def weight_spec(bits: int, per_channel: bool = True) -> QuantSpec:
-    """Signed symmetric narrow grid, the form of all weights."""
-    return QuantSpec(bits=bits, signed=True, symmetric=True, per_channel=per_channel)
+def weight_spec(bits: int, per_channel: bool = True, headroom: bool = True) -> QuantSpec:
+    """Signed symmetric narrow grid, the form of all weights; with headroom for integer kernels."""
+    return QuantSpec(bits, True, True, per_channel, headroom)
 
 
 def activation_spec(bits: int) -> QuantSpec:

@@ -36,8 +36,8 @@ class QuantizeWeights(Pass):
             an optimum of their own.
         outliers: Weights beyond three standard deviations are kept, or ``compress`` and ``scale``
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
-        book: Levels that are not uniform lie on an ``int8`` grid, for integer kernels, or are
-            ``float``.
+        book: Levels lie on an ``int8`` grid, for integer kernels; uniform ones of 8 bits end at 64
+            but in depthwise layers, so that no processor saturates. Or they are ``float``.
         wide: Layers whose weights have other bits, and how many; their levels are uniform where
             ``levels`` has no such width.
     """
@@ -103,7 +103,9 @@ class QuantizeWeights(Pass):
         return self.model_copy(update={"bits": bits, "levels": name})
 
     def _weight(self, layer: Layer, outcome: Outcome) -> QTensor:
-        spec = weight_spec(self.bits, self.per_channel)
+        # onnxruntime's kernel for depthwise layers adds products in 32 bits on every processor.
+        headroom = self.book == "int8" and not layer.depthwise
+        spec = weight_spec(self.bits, self.per_channel, headroom)
         # One weight for each channel, as of a batch normalization, has no range to share.
         scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
         axis = layer.out_axis if self.per_channel or scalars else None

@@ -20,16 +20,14 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxq.numerics.affine import TINY, broadcast, reduce_axes, rows
-from onnxq.spec import Array, Floats, Ints, QParams, QTensor, QuantSpec
+from onnxq.spec import SAFE, Array, Floats, Ints, QParams, QTensor, QuantSpec
 
 # Clips tried, relative to the largest weight. Sets with few large levels pay to end beyond it.
 CLIPS = 0.01 * np.arange(150, 19, -1)
 # Where there is no level at zero, the weights of a dead channel are as good as that.
 LEAST_CLIP = 2.0**-60
 # int8 grids tried for a codebook: its largest level becomes one of these codes.
-GRIDS = range(33, 128)
-# Two products of 64 and 255 fit 16 bits, in which processors without dot products add them.
-SAFE = 64
+GRIDS = range(33, SAFE + 1)
 LLOYD_STEPS = 50
 BINS = 256
 # So many values are clustered one by one; of more, what lies in so many bins is one value.
@@ -101,15 +99,13 @@ def nearest(u: Floats, levels: Floats) -> Ints:
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, u).astype(np.uint8)
 
 
-def integer_book(levels: Floats, largest: int = GRIDS[-1]) -> tuple[Ints, Floats]:
+def integer_book(levels: Floats) -> tuple[Ints, Floats]:
     """The levels on an int8 grid: codes int8 (n,), and what one code is worth, float64 ().
 
-    Of ``GRIDS`` up to ``largest`` the one with the least rounding; powers of two and their sums
-    find one without any.
+    Of ``GRIDS`` the one with the least rounding; powers of two and their sums find one without any.
     """
-    grids = [m for m in GRIDS if m <= largest]
-    error = {m: float(np.sum((np.rint(m * levels) / m - levels) ** 2)) for m in grids}
-    best = min(grids, key=error.__getitem__)
+    error = {m: float(np.sum((np.rint(m * levels) / m - levels) ** 2)) for m in GRIDS}
+    best = min(GRIDS, key=error.__getitem__)
     return np.rint(best * levels).astype(np.int8), np.asarray(1.0 / best)
 
 
@@ -278,7 +274,7 @@ def quantize(
         elif alpha is None:
             alpha = clip_mse(w, levels, axis)
     if integer:
-        on_grid, unit = integer_book(levels, SAFE if name == "kmeans" else GRIDS[-1])
+        on_grid, unit = integer_book(levels)
     else:
         on_grid, unit = levels.astype(np.float32), np.ones(())
     book: Array = np.unique(on_grid)

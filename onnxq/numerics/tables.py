@@ -5,7 +5,7 @@ import numpy as np
 from onnxq.numerics import affine, ranges
 from onnxq.spec import Floats, QTensor, weight_spec
 
-SPEC = weight_spec(8)
+SPEC = weight_spec(8, headroom=False)
 # So many values share a scale, at least.
 FEWEST = 16
 # Signal to noise of what lies within a scale, not at its end: a mask of -100 leaves nothing of

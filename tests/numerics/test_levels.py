@@ -69,7 +69,8 @@ def test_a_set_is_symmetric_ascending_and_fits_its_bits(name, bits):
     assert (np.diff(found) > 0).all()
     assert (found[0], found[-1], 0.0 in found) == (-1, 1, True)
     assert found.size == 2**bits - 1
-    assert np.unique(levels.integer_book(found)[0]).size >= found.size - 2
+    merged = 6 if (name, bits) == ("post", 5) else 0
+    assert np.unique(levels.integer_book(found)[0]).size == found.size - merged
 
 
 def test_levels_are_those_of_the_formulas():
@@ -83,7 +84,7 @@ def test_levels_are_those_of_the_formulas():
     ("name", "bits", "worst"),
     [
         *[("pot", 4, 0), ("apot", 5, 0), ("ipot", 4, 0), ("post", 3, 3e-4)],
-        *[("post", 4, 2e-3), ("post", 5, 5e-3), ("pot", 3, 0)],
+        *[("post", 4, 8e-3), ("post", 5, 8e-3), ("pot", 3, 0)],
     ],
 )
 def test_an_int8_grid_holds_the_levels(name, bits, worst):
@@ -91,7 +92,8 @@ def test_an_int8_grid_holds_the_levels(name, bits, worst):
     book, unit = levels.integer_book(exact)
     assert book.dtype == np.int8
     assert np.abs(book * unit - exact).max() == levels.book_rounding(name, bits) <= worst
-    errors = [np.sum((np.rint(m * exact) / m - exact) ** 2) for m in range(33, 128)]
+    errors = [np.sum((np.rint(m * exact) / m - exact) ** 2) for m in range(33, 65)]
+    assert np.abs(book.astype(int)).max() <= 64
     assert np.sum((book * unit - exact) ** 2) == pytest.approx(min(errors), abs=1e-15)
 
 

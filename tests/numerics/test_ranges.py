@@ -67,7 +67,7 @@ def test_weight_percentile_leaves_its_share_outside(bits: int) -> None:
 def test_weight_mse_is_the_best_of_the_shrunken_ranges(bits: int) -> None:
     w = np.random.default_rng(bits).laplace(size=(5, 200)).astype(np.float32)
     lo, hi = ranges.weight_mse(w, weight_spec(bits), 0)
-    qmax = 2 ** (bits - 1) - 1
+    qmax = weight_spec(bits).qmax
     for row, (a, b) in enumerate(zip(lo, hi, strict=True)):
         x = w[row].astype(np.float64)
         largest = np.abs(x).max()

@@ -52,6 +52,21 @@ def test_every_range_goes_with_all_levels(method: str, name: str, per_channel: b
         assert error(weight) < float((np.abs(W.astype(np.float64)) ** 2.4).sum())
 
 
+@pytest.mark.parametrize("name", levels.WIDTHS)
+def test_two_products_with_activations_fit_the_sums_of_16_bits(name: str) -> None:
+    for bits in range(levels.WIDTHS[name][0], levels.WIDTHS[name][1] + 1):
+        largest = np.abs(quantized(levels=name, bits=bits).levels.astype(int)).max()
+        assert 2 * 255 * largest < 2**15
+    assert np.abs(quantized(book="float").levels).max() == 127
+
+
+def test_depthwise_layers_have_all_codes() -> None:
+    model = from_proto(build(NET.replace("Conv", "Conv <group = 8>"), w=W[:, :1].repeat(2, 0)[:8]))
+    run(model, (QuantizeWeights(),), None)
+    (weight,) = model.weights.values()
+    assert np.abs(weight.codes).max() == 127
+
+
 @pytest.mark.parametrize("name", ["uniform", "pot", "apot", "post"])
 def test_the_searched_factor_is_that_of_the_levels_in_use(name: str) -> None:
     options = {"levels": name, "bits": 4, "per_channel": False, "book": "float"}

@@ -9,6 +9,7 @@ from onnxq.layers import layers
 from onnxq.model import from_proto
 from onnxq.numerics import outliers
 from onnxq.passes.split_outliers import SplitOutliers
+from onnxq.spec import weight_spec
 from tests.graphs import after, build, feeds, ops, quantize, run
 
 HEAD = "(float[2,4,6,6] x) => (float[] y)"
@@ -110,7 +111,7 @@ def test_the_outlier_is_what_is_split_and_the_grid_gets_finer():
 def test_aware_halves_add_up_on_the_grid_of_the_layer(bits):
     _, model, _, _ = split(f"{FIRST} r = Relu(a) y = Conv(r, w2)", bits=bits)
     *_, reader = layers(model)
-    qmax = 2 ** (bits - 1) - 1
+    qmax = weight_spec(bits).qmax
     step = np.abs(reader.weight).max() / qmax
     assert step == pytest.approx(outliers.step(OUTLIER[..., 0], 1, qmax), rel=1e-6)
     codes = np.rint(reader.weight / step)
