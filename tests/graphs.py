@@ -72,8 +72,6 @@ def run(proto, values, *, optimize=True, taps=()):
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    # Without it, products of 8 bits saturate on processors that lack VNNI.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(proto.SerializeToString(), options)
