@@ -11,11 +11,11 @@ from onnxq.model import Model
 from onnxq.numerics import groups
 from onnxq.numerics.strips import LEAST_ROW, MOST_CHANNELS, PIXELS, Strip
 from onnxq.placement import Placement
+from onnxq.spec import SAFE
 from onnxq.storage import Storage
 
-# The code of what a pool averages with: two products with activations fit the 16 bits in which
-# processors without instructions for dot products add them.
-AVERAGED = 64
+# The code of what a pool averages with.
+AVERAGED = SAFE
 
 
 @dataclass(frozen=True)

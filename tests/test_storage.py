@@ -34,7 +34,7 @@ def net():
 
 def reference(w, name, bits, axis, integer):
     """What the numerics make of a weight."""
-    spec = weight_spec(bits)
+    spec = weight_spec(bits, headroom=integer)
     if name == "uniform":
         params = affine.qparams(*ranges.weight_max(w, spec, axis), spec, axis)
         return affine.fake_quantize(w, params)
@@ -277,7 +277,7 @@ def test_narrow_channel_groups_are_computed_together(
             assert not block.any()
         else:
             wanted = w.reshape(left, merged, rows, inputs, *kernel)[:, b].reshape(block.shape)
-            assert np.abs(block - wanted).max() <= 0.6 * np.abs(w).max() / (2 ** (bits - 1) - 1)
+            assert np.abs(block - wanted).max() <= 0.6 * np.abs(w).max() / weight_spec(bits).qmax
     layer = inspect(written, file)[0][0]
     assert (layer.shape, layer.bits) == (shape, bits)
     assert layer.macs == np.prod(shape) * np.prod([6 - k for k in kernel])

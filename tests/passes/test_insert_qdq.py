@@ -55,7 +55,8 @@ def converted(folder, proto, **options):
     bits = options.get("act_bits", 8)
     for name, x in plain.items():
         step = (max(x.max(), 0.0) - min(x.min(), 0.0)) / (2 ** (8 if bits == "float" else bits) - 1)
-        assert np.abs(fast[name] - x).max() <= 1.001 * step, name
+        # These values may not reach the ends of the grid, whose steps are a little longer then.
+        assert np.abs(fast[name] - x).max() <= 1.5 * step, name
     return report, written
 
 
@@ -100,7 +101,7 @@ def test_weights_in_the_file_are_those_of_the_numerics(tmp_path, bits, per_tenso
     taps = [tap for tap in taps if tap in made]
     found = initializers(written) | run(written, feeds(proto), optimize=False, taps=taps)
     for (name, w), axis in zip(initializers(proto).items(), (0, 1, 0, 1), strict=True):
-        spec = weight_spec(bits, not per_tensor)
+        spec = weight_spec(bits, not per_tensor, headroom=act_bits != "float")
         axis = None if per_tensor else axis
         params = affine.qparams(*ranges.weight_max(w, spec, axis), spec, axis)
         codes = affine.quantize(w, params)
