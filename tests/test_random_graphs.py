@@ -395,7 +395,7 @@ def test_random_graph_converts_and_means_the_same_optimised(tmp_path_factory, **
 
 @pytest.mark.slow
 @given(**CASES)
-@settings(FIXED, max_examples=400)
+@settings(FIXED, max_examples=250)
 def test_many_random_graphs_convert_and_mean_the_same_optimised(tmp_path_factory, **case):
     convert_and_check(tmp_path_factory.mktemp("graph"), **case)
 
@@ -427,6 +427,6 @@ def test_channels_are_scaled_and_split_without_changing_what_a_random_graph_comp
 
 @pytest.mark.slow
 @given(net=models())
-@settings(FIXED, max_examples=400)
+@settings(FIXED, max_examples=250)
 def test_channels_are_scaled_and_split_without_changing_what_many_random_graphs_compute(net):
     rescale_and_check(net)
