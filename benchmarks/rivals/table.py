@@ -103,7 +103,13 @@ def main(model: Path, calib: str, val: str, tools: tuple[str, ...], width: str, 
         file, start = Path(folder) / "onnxq.onnx", time.perf_counter()
         quality = "balanced" if best else "fast"
         onnxq.convert(
-            model, file, bits=weights, act_bits=activations, calib=tensors, quality=quality
+            model,
+            file,
+            bits=weights,
+            act_bits=activations,
+            calib=tensors,
+            calib_size=COUNT,
+            quality=quality,
         )
         print(row("onnxq", model, file, held, time.perf_counter() - start), flush=True)
 
