@@ -2,11 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+
+TRIAL_IMAGES = 128
+Quantize = Callable[[np.ndarray, dict[str, Any]], onnx.ModelProto | None]
 
 
 def arguments(about: str | None, widths: Collection[tuple[int, int]]) -> argparse.Namespace:
@@ -63,3 +68,37 @@ class Judge:
         logits = np.asarray(rows, np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+
+
+def nearest(
+    judge: Judge, quantize: Quantize, trials: Mapping[str, dict[str, Any]]
+) -> onnx.ModelProto | None:
+    """The model with the least divergence; None if the tool makes none.
+
+    All options are tried on some of the images, then the best of them and the default on all.
+
+    Args:
+        judge: With all images.
+        quantize: What the tool makes of images and options; None if it fails.
+        trials: Options by a name for printing.
+    """
+    models: dict[str, onnx.ModelProto] = {}
+    found: dict[str, float] = {}
+
+    def attempt(label: str, images: np.ndarray, options: dict[str, Any]) -> None:
+        result = quantize(images, options)
+        if result is None:
+            print(f"{label}: failed", flush=True)
+            return
+        models[label] = result
+        found[label] = judge.divergence(result.SerializeToString())
+        print(f"{label}: {found[label]:.6f} nat", flush=True)
+
+    for label, options in trials.items():
+        attempt(label, judge.images[:: max(1, len(judge.images) // TRIAL_IMAGES)], options)
+    if not found:
+        return None
+    winner = min(found, key=found.__getitem__)
+    attempt(f"{winner}, every image", judge.images, trials[winner])
+    attempt("default, every image", judge.images, {})
+    return models[min(found, key=found.__getitem__)]

@@ -41,13 +41,13 @@ def images(model: Path, folder: str, count: int | None) -> Images:
     return found
 
 
-def convert(tool: str, python: str, arguments: list[str]) -> str:
-    """Run a tool's script; what it said if it failed, else nothing."""
+def convert(tool: str, python: str, arguments: list[str], folder: str) -> str:
+    """Run a tool's script in a folder, where it may leave files; what it said if it failed."""
     command = [python, str(HERE / f"with_{tool}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (
-        "" if done.returncode == 0 else (done.stderr.strip() or "no reason given").splitlines()[-1]
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip() or "no reason given").splitlines()[-1]
 
 
 def size(file: Path) -> int:
@@ -92,11 +92,14 @@ def main(model: Path, calib: str, val: str, tools: tuple[str, ...], width: str, 
         tensors = Path(folder) / "calib.npz"
         np.savez(tensors, **{name: np.concatenate([feed[name] for feed in feeds])})
         for tool, _, python in (text.partition("=") for text in tools):
+            if "/" in python:
+                python = str(Path(python).absolute())
             file = Path(folder) / f"{tool}.onnx"
             asked = ["--weights", str(weights), "--activations", str(activations)]
             asked += ["--recipe", "best" if best else "default"]
             start = time.perf_counter()
-            if why := convert(tool, python, [str(model), str(tensors), str(file), *asked]):
+            paths = [str(model.resolve()), str(tensors), str(file)]
+            if why := convert(tool, python, [*paths, *asked], folder):
                 print(f"| {tool} | {why} |", flush=True)
                 continue
             print(row(tool, model, file, held, time.perf_counter() - start), flush=True)

@@ -20,10 +20,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import Judge, arguments, calibration
+from common import Judge, arguments, calibration, nearest
 from neural_compressor import PostTrainingQuantConfig, quantization, set_workspace
-
-TRIAL_IMAGES = 128
 
 
 class Images:
@@ -75,32 +73,6 @@ def quantize(model: Path, images: np.ndarray, **arguments: Any) -> onnx.ModelPro
     return None if result is None else result.model
 
 
-def best(model: Path, name: str, images: np.ndarray) -> onnx.ModelProto | None:
-    """The model that came nearest to the float model."""
-    judge = Judge(model, name, images)
-    models: dict[str, onnx.ModelProto] = {}
-    found: dict[str, float] = {}
-
-    def attempt(label: str, subset: np.ndarray, options: dict[str, Any]) -> None:
-        result = quantize(model, subset, **options)
-        if result is None:
-            print(f"{label}: failed", flush=True)
-            return
-        models[label] = result
-        found[label] = judge.divergence(result.SerializeToString())
-        print(f"{label}: {found[label]:.6f} nat", flush=True)
-
-    candidates = trials()
-    for label, options in candidates.items():
-        attempt(label, images[:: max(1, len(images) // TRIAL_IMAGES)], options)
-    if not found:
-        return None
-    winner = min(found, key=found.__getitem__)
-    attempt(f"{winner}, every image", images, candidates[winner])
-    attempt("default, every image", images, {})
-    return models[min(found, key=found.__getitem__)]
-
-
 def main() -> None:
     """Write OUT."""
     args = arguments(__doc__, {(8, 8)})
@@ -109,7 +81,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         set_workspace(folder)
         if args.recipe == "best":
-            result = best(args.model, name, images)
+            judge = Judge(args.model, name, images)
+            result = nearest(
+                judge, lambda some, options: quantize(args.model, some, **options), trials()
+            )
         else:
             result = quantize(args.model, images)
     if result is None:

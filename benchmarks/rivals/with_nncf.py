@@ -17,7 +17,7 @@ from typing import Any
 import nncf
 import numpy as np
 import onnx
-from common import Judge, arguments, calibration
+from common import Judge, arguments, calibration, nearest
 from nncf.quantization.advanced_parameters import (
     AdvancedQuantizationParameters,
     AdvancedSmoothQuantParameters,
@@ -25,7 +25,6 @@ from nncf.quantization.advanced_parameters import (
 )
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-TRIAL_IMAGES = 128
 MIXED, PERFORMANCE = nncf.QuantizationPreset.MIXED, nncf.QuantizationPreset.PERFORMANCE
 HISTOGRAM, MINMAX = RangeEstimatorParametersSet.HISTOGRAM, RangeEstimatorParametersSet.MINMAX
 
@@ -75,25 +74,6 @@ def quantize(
     return nncf.quantize(copy, dataset, subset_size=len(images), **arguments)
 
 
-def best(model: onnx.ModelProto, name: str, images: np.ndarray, judge: Judge) -> onnx.ModelProto:
-    """The model that came nearest to the float model."""
-    models: dict[str, onnx.ModelProto] = {}
-    found: dict[str, float] = {}
-
-    def attempt(label: str, subset: np.ndarray, options: dict[str, Any]) -> None:
-        models[label] = quantize(model, name, subset, **options)
-        found[label] = judge.divergence(models[label].SerializeToString())
-        print(f"{label}: {found[label]:.6f} nat", flush=True)
-
-    candidates = trials(model)
-    for label, options in candidates.items():
-        attempt(label, images[:: max(1, len(images) // TRIAL_IMAGES)], options)
-    winner = min(found, key=found.__getitem__)
-    attempt(f"{winner}, every image", images, candidates[winner])
-    attempt("default, every image", images, {})
-    return models[min(found, key=found.__getitem__)]
-
-
 def main() -> None:
     """Write OUT."""
     args = arguments(__doc__, {(8, 8)})
@@ -101,7 +81,10 @@ def main() -> None:
     model = onnx.load(args.model)
     name, images = calibration(args.calib)
     if args.recipe == "best":
-        result = best(model, name, images, Judge(args.model, name, images))
+        judge = Judge(args.model, name, images)
+        result = nearest(
+            judge, lambda some, options: quantize(model, name, some, **options), trials(model)
+        )
     else:
         result = quantize(model, name, images)
     onnx.save(result, args.out)
