@@ -10,6 +10,9 @@ from onnxq.model import INLINE_LIMIT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.protos import check_proto, keep_names
 
+# Elements; what is larger is left to be made at load, as a grid of positions that is computed.
+LARGEST_RESULT = 1 << 13
+
 
 class CleanGraph(Pass):
     """Run onnxscript's optimizer where functions, branches or computed weights hide constants."""
@@ -30,7 +33,7 @@ class CleanGraph(Pass):
 
         before = model.to_proto()
         try:
-            after = optimizer.optimize(before)
+            after = optimizer.optimize(before, output_size_limit=LARGEST_RESULT)
         except Exception as cause:
             outcome.skip("model", f"the optimizer gave up ({type(cause).__name__}: {cause})")
             return outcome

@@ -34,6 +34,21 @@ def test_a_function_is_inlined_and_its_layer_is_brought_out():
     assert model.graph.nodes[0].inputs[1].values.tolist() == [[2, 4], [6, 8]]
 
 
+def test_what_is_larger_than_what_it_is_made_of_is_made_at_load():
+    """A grid of positions, as windows of attention have: twice as many numbers as the weight."""
+    proto = build(
+        "(float[2,4] x, float[4,4] w) => (float[] y) { i = Range(zero, many, one) "
+        "r = Unsqueeze(i, first) c = Unsqueeze(i, last) g = Sub(r, c) f = Cast<to=1>(g) "
+        "m = MatMul(x, w) s = ReduceMean<keepdims=0>(f) y = Add(m, s) }",
+        opset=18, zero=np.array(0), many=np.array(200), one=np.array(1), first=np.array([0]),
+        last=np.array([1]),
+    )  # fmt: skip
+    model, _ = after(proto, CleanGraph())
+    assert max((t.values.size for t in model.constants()), default=0) <= 1 << 13
+    given = feeds(proto)
+    np.testing.assert_allclose(run(model.to_proto(), given)["y"], run(proto, given)["y"], rtol=1e-6)
+
+
 def test_metadata_and_names_of_the_ends_survive_the_optimizer():
     proto = build(
         "(float[2,4] x) => (float[] y) { c = Constant<value = bool {1}>() "
@@ -51,7 +66,7 @@ def test_metadata_and_names_of_the_ends_survive_the_optimizer():
 def test_what_the_optimizer_cannot_take_is_skipped_with_its_words(monkeypatch):
     from onnxscript import optimizer
 
-    def give_up(proto):
+    def give_up(proto, **limits):
         raise ValueError("no")
 
     monkeypatch.setattr(optimizer, "optimize", give_up)
@@ -79,7 +94,7 @@ def test_nodes_keep_their_names():
 def test_a_result_that_is_not_valid_is_not_taken(monkeypatch):
     from onnxscript import optimizer
 
-    def spoil(proto):
+    def spoil(proto, **limits):
         worse = onnx.ModelProto.FromString(proto.SerializeToString())
         worse.graph.node[0].attribute.append(onnx.helper.make_attribute("num_outputs", 2))
         worse.graph.node.append(onnx.helper.make_node("Neg", ["y"], ["z"]))
