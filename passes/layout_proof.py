@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxq.layers import layer_of
 from onnxq.model import Model, axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array
@@ -13,6 +14,7 @@ from onnxq.spec import Array
 # Shape of images whose channels are images of their own; 0 copies a size.
 MERGED = np.array([-1, 1, 0, 0])
 HEIGHT_AND_WIDTH = np.array([2, 3])
+LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 class LayoutProof(Pass):
@@ -22,6 +24,9 @@ class LayoutProof(Pass):
     are told of each axis. It overlooks that ``axes`` leaves some out, and that a cubic Resize works
     on the last two alone: such models do not load or run. So every axis is told, and a cubic Resize
     stands between two Reshapes, which no Transpose passes.
+
+    A Transpose that no other one awaits stays before a Pad, and the MaxPool of codes behind that is
+    ten times as slow as with channels last. So a Pad of images before a MaxPool has them last.
     """
 
     name: ClassVar[str] = "layout-proof"
@@ -46,6 +51,9 @@ class LayoutProof(Pass):
             if _needs_images(node) and rank == 4:
                 _shield(model, node)
                 outcome.edit(node.name, "put between two Reshapes")
+        for node in [n for n in model.graph.nodes if _leads_to_pool(model, n)]:
+            _turn(model, node)
+            outcome.edit(node.name, "channels last, as for the MaxPool behind it")
         return outcome
 
 
@@ -65,6 +73,29 @@ def _needs_images(node: gs.Node) -> bool:
 def _keeps_ratio(node: gs.Node) -> bool:
     """Whether a Resize makes the axes it names equally larger."""
     return bool(node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch")
+
+
+def _leads_to_pool(model: Model, node: gs.Node) -> bool:
+    """Whether a node pads the images that a layer makes for a MaxPool alone."""
+    if node.op != "Pad" or node.domain or _given(node, 3) is not None or not node.inputs[0].inputs:
+        return False
+    layer, reader = layer_of(node.inputs[0].inputs[0]), model.single_consumer(node.outputs[0])
+    told = isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 8
+    return told and layer is not None and reader is not None and reader.op == "MaxPool"
+
+
+def _turn(model: Model, node: gs.Node) -> None:
+    """Put a Pad of images between two Transposes, the first of which no other one gets past."""
+    data, result = node.inputs[0], node.outputs[0]
+    turned, held, padded = (
+        model.variable(f"{node.name}_{what}") for what in ("turned", "held", "padded")
+    )
+    pads = node.inputs[1].values.reshape(2, 4)[:, LAST].reshape(-1)
+    model.add("Transpose", [data], turned, perm=LAST)
+    model.add("Reshape", [turned, model.constant(held.name, np.array([0, 0, 0, -1]))], held)
+    node.inputs = [held, model.constant(node.inputs[1].name, pads), *node.inputs[2:]]
+    node.outputs = [padded]
+    model.add("Transpose", [padded], result, perm=FIRST)
 
 
 def _given(node: gs.Node, place: int) -> gs.Tensor | None:

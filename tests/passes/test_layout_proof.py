@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from onnxq.passes.layout_proof import LayoutProof
+from onnxq.runtime import optimized_graph
 from tests.graphs import after, build, feeds, ops, quantize, run
 
 CONSTANTS = {
@@ -47,6 +48,36 @@ def net(middle, before="", opset=18):
     weights = {"w": (4, 3, 3, 3), "v": (2, 4, 3, 3)}
     text = f"(float[N,3,8,12] x) => (float[N,2,H,W] y) {{ {body} }}"
     return build(text, opset=opset, **weights, **used)
+
+
+POOLED = "c = Conv(x, w) p = Pad(c, sides) m = MaxPool<kernel_shape=[3,3], strides=[2,2]>(p) "
+SIDES = np.array([0, 0, 1, 2, 0, 0, 1, 0])
+
+
+def test_a_pad_before_a_maxpool_has_channels_last_and_so_has_the_pool(tmp_path):
+    text = f"(float[N,3,8,12] x) => (float[] y) {{ {POOLED} y = InstanceNormalization(m, s, b) }}"
+    proto = build(text, w=(4, 3, 3, 3), s=(4,), b=(4,), sides=SIDES)
+    model, outcome = after(proto, LayoutProof())
+    assert [edit.what for edit in outcome.edits] == ["channels last, as for the MaxPool behind it"]
+    given = feeds(proto)
+    np.testing.assert_array_equal(run(model.to_proto(), given)["y"], run(proto, given)["y"])
+    _, file = quantize(proto, tmp_path)
+    kernels = {node.op_type for node in optimized_graph(file).node}
+    assert "NhwcMaxPool" in kernels and "MaxPool" not in kernels
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["p = Pad(x, sides) y = MaxPool<kernel_shape=[3,3]>(p)",
+     POOLED.replace("MaxPool", "AveragePool") + "y = Relu(m)",
+     POOLED + "n = Relu(m) k = Neg(p) t = ReduceMax(k) y = Add(n, t)"],
+    ids=["of the input", "average", "read twice"],
+)  # fmt: skip
+def test_other_pads_stay(body):
+    proto = build(f"(float[1,3,8,12] x) => (float[] y) {{ {body} }}", opset=18, sides=SIDES,
+                  **{"w": (4, 3, 3, 3)} if "Conv" in body else {})  # fmt: skip
+    _, outcome = after(proto, LayoutProof())
+    assert not outcome.edits
 
 
 def converts_to_the_same(proto, folder):
