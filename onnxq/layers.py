@@ -28,6 +28,9 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 HOLDERS = {"DeformConv", "Einsum", "GRU", "Gather", "LSTM", "RNN"}
 MANY = 1024
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
+# What is something else at every run.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+          "RandomUniformLike"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

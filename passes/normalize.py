@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import ARITHMETIC, layer_of
+from onnxq.layers import ARITHMETIC, RANDOM, layer_of
 from onnxq.model import FLOAT, FLOAT16, Model, is_number
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.runtime import evaluate
@@ -13,9 +13,7 @@ from onnxq.runtime import evaluate
 # Results that are larger than this and than what they were made of are left to be made at load.
 LARGEST_RESULT = 1 << 16
 # Not the same at every run, or no tensors; a Constant that is left holds strings or a sparse one.
-UNFOLDED = {"Bernoulli", "Constant", "Multinomial", "RandomNormal", "RandomNormalLike",
-            "RandomUniform", "RandomUniformLike", "SequenceConstruct", "SequenceEmpty",
-            "SplitToSequence"}  # fmt: skip
+UNFOLDED = RANDOM | {"Constant", "SequenceConstruct", "SequenceEmpty", "SplitToSequence"}
 VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 

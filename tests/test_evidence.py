@@ -462,3 +462,15 @@ def test_a_layer_alone_is_fed_what_it_reads(tmp_path):
     report, _ = quantize(proto, tmp_path)
     (last,) = (layer for layer in report.layers if layer.name == "Conv_y")
     assert last.isolated > 30
+
+
+def test_a_model_that_draws_random_numbers_is_not_called_a_bug(tmp_path):
+    proto = build(
+        "(float[N,3,8,8] x) => (float[] y) { r = RandomUniformLike(x) m = Add(x, r) "
+        "h = HardSwish(m) y = Conv(h, w) }",
+        opset=17, w=(4, 3, 3, 3),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert report.difference is None
+    (note,) = [note for note in report.notes if "random" in note]
+    assert note.startswith("not verified: RandomUniformLike RandomUniformLike_r draws random")
