@@ -72,6 +72,7 @@ class Model:
         moments: Tensor name to mean and standard deviation of its channels along axis 1, each
             float64 (channels,), in the float model on its training data, where a batch
             normalization told them. A pass that changes the channels of a tensor keeps this up.
+        filled: Layer name to how many of its output channels are zeros that a pass added.
         metadata: The file's ``metadata_props``.
     """
 
@@ -84,6 +85,7 @@ class Model:
     tables: dict[str, QTensor] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
     moments: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
     # -- reading the graph ---------------------------------------------------------------------
@@ -306,7 +308,7 @@ class Model:
         return Model(
             self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
             dict(self.activations), dict(self.tables), dict(self.kept_float), dict(self.moments),
-            dict(self.metadata),
+            dict(self.filled), dict(self.metadata),
         )  # fmt: skip
 
     def replace_by(self, proto: ModelProto, held: Mapping[str, Any] | None = None) -> None:

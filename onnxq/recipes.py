@@ -36,6 +36,7 @@ from onnxq.passes.layout_proof import LayoutProof
 from onnxq.passes.learn_rounding import LearnRounding
 from onnxq.passes.merge_branches import MergeBranches
 from onnxq.passes.normalize import Normalize
+from onnxq.passes.pad_channels import PadChannels
 from onnxq.passes.pool_means import PoolMeans
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_tables import QuantizeTables
@@ -67,6 +68,7 @@ PREPARATION: tuple[Pass, ...] = (
 # What makes more of a graph run on integers, or on better grids, and would only slow floats down.
 EXPANSION: tuple[Pass, ...] = (
     LayoutProof(),
+    PadChannels(),
     UnrollTransposed(),
     ExpandHardActivations(),
     ExpandPrelu(),

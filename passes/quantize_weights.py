@@ -88,7 +88,7 @@ class QuantizeWeights(Pass):
             model.weights[layer.name] = weight
             values = np.abs(affine.values(weight)).reshape(layer.weight.shape)
             largest = values.max(axis=affine.reduce_axes(values.ndim, layer.out_axis))
-            dead = int(np.sum(largest <= DEAD * largest.max()))
+            dead = int(np.sum(largest <= DEAD * largest.max())) - model.filled.get(layer.name, 0)
             outcome.edit(layer.name, f"{step.bits} bits")
             if dead and layer.weight.size > layer.c_out:  # a factor may well be zero
                 outcome.remark(
