@@ -71,6 +71,16 @@ CHAINS = {
         "{o} = Conv<strides=[2,2]>(r{n}, v{n})",
         {"w": (64, 32, 2, 2), "v": (64, 32, 2, 2)},
     ),
+    "72 channels, depthwise": Chain(
+        "a{n} = Conv({i}, w{n}) b{n} = Relu(a{n}) c{n} = Conv<group=72,pads=[1,1,1,1]>(b{n}, u{n}) "
+        "d{n} = Relu(c{n}) {o} = Conv(d{n}, v{n})",
+        {"w": (72, 64, 1, 1), "u": (72, 1, 3, 3), "v": (64, 72, 1, 1)},
+    ),
+    "120 channels, depthwise, 5x5": Chain(
+        "a{n} = Conv({i}, w{n}) b{n} = Relu(a{n}) c{n} = Conv<group=120,pads=[2,2,2,2]>(b{n}, u{n})"
+        " d{n} = Relu(c{n}) {o} = Conv(d{n}, v{n})",
+        {"w": (120, 64, 1, 1), "u": (120, 1, 5, 5), "v": (64, 120, 1, 1)},
+    ),
     "groups of 4": Chain(
         "a{n} = Conv<group=16,pads=[1,1,1,1]>({i}, w{n}) r{n} = Relu(a{n}) {o} = Conv(r{n}, v{n})",
         {"w": (64, 4, 3, 3), "v": (64, 64, 1, 1)},
@@ -84,7 +94,10 @@ CHAINS = {
         {"w": (64, 16, 3, 3), "v": (64, 64, 1, 1)},
     ),
 }
-REWRITES = ("expand-prelu", "expand-mish", "fuse-gelu", "merge-branches", "turn-depth-to-space")
+REWRITES = (
+    "expand-prelu", "expand-mish", "fuse-gelu", "merge-branches", "pad-channels",
+    "turn-depth-to-space",
+)  # fmt: skip
 NUMBERS = {"r": np.sqrt(2.0), "one": 1.0, "h": 0.5}
 
 

@@ -14,6 +14,7 @@ from onnxq.model import Model
 from onnxq.pipeline import LearnedPass, Outcome, run
 from onnxq.precision import Fit, fit
 from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess
+from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
 from onnxq.storage import newest_opset
 
@@ -97,7 +98,7 @@ def quantize(
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.shorten(reference.names())
     model.metadata["onnxq.version"] = __version__
-    model.metadata["onnxq.recipe"] = recipe.to_json()
+    model.metadata[RECIPE_KEY] = recipe.to_json()
     if origin != ASSUMED or (calibration and isinstance(calibration.samples, Images)):
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     if calibration is not None and calibration.count:

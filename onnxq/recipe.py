@@ -39,6 +39,7 @@ from onnxq.pipeline import REGISTRY, LearnedPass, Pass
 from onnxq.preprocess import explain
 from onnxq.storage import OLDEST, OPSET, needed_opset
 
+METADATA_KEY = "onnxq.recipe"
 ActBits = int | Literal["float"]
 
 # Lossy passes stand in this order, behind all exact ones; each works on what those before it left.
@@ -237,6 +238,14 @@ class Recipe(BaseModel):
             return cls(passes=values["pass"], keep_float=values.get("keep_float", ()))
         except ValidationError as cause:
             raise UsageError(f"recipe: {explain(cause)}") from cause
+
+    @classmethod
+    def told(cls, metadata: dict[str, str]) -> Self | None:
+        """The recipe that a quantized model's metadata carry; None if this version reads none."""
+        try:
+            return cls.from_dict(json.loads(metadata[METADATA_KEY]))
+        except (KeyError, TypeError, ValueError, UsageError):
+            return None
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:

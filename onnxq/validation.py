@@ -8,6 +8,8 @@ from onnxq.layerwise import LayerError, layer_errors
 from onnxq.model import Model, load
 from onnxq.preprocess import ASSUMED, Preprocess, declared, resolve
 from onnxq.progress import Progress, silent
+from onnxq.quantization import prepare
+from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.sources import open_samples
 
@@ -80,6 +82,8 @@ def quantized_against(
         InputError: A model or the data cannot be used.
     """
     floats, integers, samples = _opened(reference, quantized, data, preprocess, "none")
+    if (recipe := Recipe.told(integers.metadata)) is not None:
+        prepare(floats, recipe)  # layers may have more channels than they had
     return layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
 
 

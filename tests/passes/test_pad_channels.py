@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from onnxq.passes.pad_channels import VECTOR, PadChannels
+from onnxq.validation import quantized_against
 from tests.graphs import after, build, feeds, quantize, run
 
 BLOCK = "e = Conv(x, w) r = {act} d = Conv<group=24, pads=[1,1,1,1]>(r, v, b) s = Clip(d, lo, hi) "
@@ -115,3 +116,20 @@ def test_channels_of_zeros_are_not_told_to_be_dead_and_run_on_integers(tmp_path,
             if a.name == "group" and a.i > 1
         )  # fmt: skip
         assert group % VECTOR == 0
+        data = [feeds(proto, s, 4) for s in range(2)]
+        errors = quantized_against(tmp_path / "model.onnx", file, data)
+        assert len(errors) == 5
+        assert all(np.isfinite(error.isolated) for error in errors)
+
+
+@pytest.mark.parametrize(("side", "grown"), [(1, True), (3, False)])
+def test_dense_layers_around_may_cost_more_than_is_saved(side, grown):
+    """For each weight of the depthwise layer, 8 * (40 + 40) products, or 9 times as many."""
+    pads = f"pads={[side // 2] * 4}"
+    body = f"e = Conv<{pads}>(x, w) d = Conv<group=40>(e, v) z = Conv<{pads}>(d, p) y = Relu(z)"
+    shape = (40, 40, side, side)
+    proto = net(body, channels=40, w=shape, v=(40, 1, 3, 3), p=shape)
+    model, outcome = after(proto, PadChannels())
+    assert groups(model) == [48 if grown else 40]
+    told = [skip.why for skip in outcome.skips]
+    assert told == ([] if grown else ["8 channels more would cost 1.4 times what they save"])
