@@ -89,6 +89,10 @@ LAYERS = {
 LARGEST = {"mobilenetv3": 0.42, "densenet-bc-100": 0.37}
 
 
+# In dB, on the images that it was calibrated on; 20 is where answers begin to differ.
+LEAST = 20.0
+
+
 @pytest.mark.slow
 @each_file
 def test_every_form_converts_to_8_bits_and_stays_as_accurate(
@@ -101,8 +105,11 @@ def test_every_form_converts_to_8_bits_and_stays_as_accurate(
         calib = [{"image": digits.astype(np.float32) / 16}]
     output = tmp_path / "q.onnx"
     # The forms of a network differ in their graphs, which one careful conversion is enough for.
-    quality = "balanced" if file["file"] == entry["file"] else "fast"
-    report = onnxq.convert(zoo.ROOT / file["file"], output, quality=quality, calib=calib)
+    chosen = file["file"] == entry["file"]
+    quality = "balanced" if chosen else "fast"
+    report = onnxq.convert(
+        zoo.ROOT / file["file"], output, quality=quality, calib=calib, calib_size=128
+    )
     edits = [edit for outcome in report.outcomes.values() for edit in outcome.edits]
     written = [edit for edit in edits if edit.what.startswith("written as")]
     assert report.kernels.floating == []
@@ -110,5 +117,9 @@ def test_every_form_converts_to_8_bits_and_stays_as_accurate(
     assert not report.warnings
     largest = LARGEST.get(entry["name"], 0.34)
     assert report.bytes <= largest * (zoo.ROOT / entry["file"]).stat().st_size
-    right, count = zoo.score(entry, output, data)
-    assert 100 * (entry["accuracy"]["correct"] - right) / count <= 0.5
+    if chosen:
+        right, count = zoo.score(entry, output, data)
+        assert 100 * (entry["accuracy"]["correct"] - right) / count <= 0.5
+    else:
+        assert report.fidelity is not None
+        assert all(found.sqnr > LEAST for found in report.fidelity.outputs.values())
