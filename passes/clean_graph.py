@@ -7,6 +7,8 @@ import onnx_graphsurgeon as gs
 
 from onnxq.layers import WEIGHTED
 from onnxq.model import INLINE_LIMIT, Model
+from onnxq.passes.fold_sizes import fold_sizes
+from onnxq.passes.normalize import fold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.protos import check_proto, keep_names
 
@@ -51,6 +53,9 @@ class CleanGraph(Pass):
             model.replace_by(after)
             model.tidy()
             outcome.edit("model", f"{len(was)} nodes became {len(now)}")
+            fold_constants(model, outcome)
+            model.tidy()
+            fold_sizes(model, outcome)
         return outcome
 
 

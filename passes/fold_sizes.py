@@ -24,11 +24,48 @@ class FoldSizes(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        while _fold(model, outcome):  # a padding that is known makes more sizes known
-            model.tidy()
-            fold_constants(model, outcome)
-            model.tidy()
+        fold_sizes(model, outcome)
         return outcome
+
+
+def fold_sizes(model: Model, outcome: Outcome) -> None:
+    """Make constants of all sizes that are known, and note what was done."""
+    _expand_tiles(model, outcome)
+    while _fold(model, outcome):  # a padding that is known makes more sizes known
+        model.tidy()
+        fold_constants(model, outcome)
+        model.tidy()
+
+
+def _expand_tiles(model: Model, outcome: Outcome) -> None:
+    """Write a Tile that only repeats axes of one element as an Expand.
+
+    ONNX's shape inference knows no size of a Tile of some images, and of an Expand all others.
+    """
+    tiles = [node for node in model.graph.nodes if node.op == "Tile" and not node.domain]
+    shapes = model.shapes(propagated=True) if tiles else {}
+    for node in tiles:
+        data, repeats = node.inputs
+        known = data.values.shape if isinstance(data, gs.Constant) else shapes.get(data.name)
+        times = _times(repeats)
+        if known is None or len(times) != len(known):
+            continue
+        if all(1 in axis for axis in zip(known, times, strict=True)):
+            node.op = "Expand"
+            outcome.edit(node.name, "an Expand now")
+
+
+def _times(repeats: gs.Tensor) -> list[int | None]:
+    """How often a Tile repeats each axis, None for what is computed; nothing if it all is."""
+    if isinstance(repeats, gs.Constant):
+        return [int(n) for n in repeats.values]
+    joined = repeats.inputs[0] if repeats.inputs else None
+    if joined is None or joined.op != "Concat" or joined.domain:
+        return []
+    found: list[int | None] = []
+    for part in joined.inputs:
+        found += _times(part) or [None]
+    return found
 
 
 def _fold(model: Model, outcome: Outcome) -> bool:

@@ -66,3 +66,33 @@ def test_what_is_declared_inside_does_not_count():
     info.name = "a"
     info.type.tensor_type.shape.dim[2].dim_value = 5
     assert not after(proto, FoldSizes())[1].edits
+
+
+QUERY = (
+    "s = Shape(x) n = Gather(s, zero) r = Concat<axis=0>({repeats}) q = Tile(query, r) "
+    "t = Shape(q) c = Gather(t, last) h = Div(c, two) e = Slice(v, zero, h, zero) "
+    "y = MatMul(q, e)"
+)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "shape", "expands"),
+    [("n, one, one", (1, 5, 4), True), ("one, n, one", (5, 1, 4), True),
+     ("n, three, one", (1, 1, 4), True), ("n, three, one", (1, 5, 4), False),
+     ("n, one, one", (2, 5, 4), False), ("n, one", (1, 5, 4), False)],
+)  # fmt: skip
+def test_what_is_repeated_for_each_image_has_the_sizes_of_one(repeats, shape, expands):
+    """Queries of attention, whose sizes say which part of a weight is theirs."""
+    numbers = {"zero": np.array([0]), "one": np.array([1]), "three": np.array([3]),
+               "last": np.array([-1]), "two": np.array([1])}  # fmt: skip
+    text = QUERY.format(repeats=repeats)
+    proto = build(
+        f"(float[n,3,4,4] x) => (float[] y) {{ {text} }}", query=shape, v=(4, 6), **numbers
+    )
+    model, outcome = after(proto, FoldSizes())
+    assert any(edit.what == "an Expand now" for edit in outcome.edits) is expands
+    assert ("Slice" not in ops(model)) is expands
+    if repeats.count(",") == 2:
+        values = feeds(proto, batch=2)
+        found, wanted = (run(p, values)["y"] for p in (model.to_proto(), proto))
+        np.testing.assert_array_equal(found, wanted)
