@@ -224,6 +224,7 @@ def comparison_dict(c: Comparison) -> dict[str, Any]:
         "outputs": {k: {"sqnr": f.sqnr, "cosine": f.cosine} for k, f in c.outputs.items()},
         "optimized_vs_unoptimized": rate(c.exact),
         "optimized_vs_unoptimized_sqnr": c.exact_sqnr,
+        "optimized_vs_unoptimized_loss": c.exact_loss,
         "skipped": c.skipped,
         "warnings": c.warnings,
     }

@@ -276,11 +276,28 @@ def test_what_a_network_makes_of_rounding_is_no_bug(tmp_path):
 
 
 def test_one_answer_that_hangs_by_a_tie_is_no_reason_to_doubt_the_processor():
-    found = Comparison(exact=Rate(hits=19, count=20))
+    found = Comparison(exact=Rate(hits=19, count=20), exact_loss=6.0)
     assert found.warnings == []
     found.exact = Rate(hits=17, count=20)
     (warning,) = found.warnings
     assert "disagree on this processor (85.0 % equal answers)" in warning
+
+
+@pytest.mark.parametrize(("deployed", "warned"), [(0.3, False), (1.0, True)])
+def test_a_graph_that_differs_from_the_other_has_to_be_worse_too(deployed, warned):
+    """Both are off by about as much, each in its own direction; or one of them by more."""
+    rng = np.random.default_rng(0)
+
+    def model(off):
+        b = off * rng.choice(np.float32([-1, 1]), 8)
+        return Session(from_proto(build("(float[N,8] x) => (float[] y) { y = Add(x, b) }", b=b)))
+
+    reference, feeds = model(0.0), [{"x": rng.standard_normal((4, 8)).astype(np.float32)}]
+    samples = open_samples(feeds, reference.inputs, PRESETS["raw"])
+    found = compare(reference, model(deployed), samples, exact=model(0.3))
+    found.exact = None
+    assert found.exact_sqnr < 15
+    assert bool(found.warnings) is warned
 
 
 def test_of_many_reasons_the_first_are_printed_and_all_are_kept():
