@@ -72,7 +72,7 @@ def row(recipe="vanilla", bits=4, act_bits=8, **figures):
 
 @pytest.mark.parametrize(
     ("calib", "grid"),
-    [("calib.npz", [(8, 8), (4, 4), (4, "float")]), ("images", [(4, 8)])],
+    [("calib.npz", [(8, 4), (4, "float")]), ("images", [(4, 8)])],
     ids=["tensors", "images"],
 )
 def test_every_file_is_the_one_that_convert_writes(digits, tmp_path, calib, grid):

@@ -104,11 +104,12 @@ def test_every_form_converts_to_8_bits_and_stays_as_accurate(
         digits = np.load(zoo.ROOT / entry["data"]["file"])["calib"]
         calib = [{"image": digits.astype(np.float32) / 16}]
     output = tmp_path / "q.onnx"
-    # The forms of a network differ in their graphs, which one careful conversion is enough for.
+    # The forms of a network differ in their graphs, which one careful conversion is enough for, and
+    # that of the DenseNet takes minutes.
     chosen = file["file"] == entry["file"]
-    quality = "balanced" if chosen else "fast"
+    quality = "balanced" if chosen and entry["name"] != "densenet-bc-100" else "fast"
     report = onnxq.convert(
-        zoo.ROOT / file["file"], output, quality=quality, calib=calib, calib_size=128
+        zoo.ROOT / file["file"], output, quality=quality, calib=calib, calib_size=64
     )
     edits = [edit for outcome in report.outcomes.values() for edit in outcome.edits]
     written = [edit for edit in edits if edit.what.startswith("written as")]
