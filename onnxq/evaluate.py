@@ -190,11 +190,10 @@ def compare(
             _judge(found, logits, other, truth)
         if exact is not None and found.samples < EXACT_SAMPLES:
             plain = {k: batch.trim(v) for k, v in exact.run(batch.feeds).items()}
-            for pairs, one, other in (
-                (between, plain, after), (deployed, before, after), (unoptimised, before, plain),
-            ):  # fmt: skip
-                for k, x in one.items():
-                    pairs.setdefault(k, Fidelity()).update(x, other[k])
+            for k, x in plain.items():
+                between.setdefault(k, Fidelity()).update(x, after[k])
+                deployed.setdefault(k, Fidelity()).update(before[k], after[k])
+                unoptimised.setdefault(k, Fidelity()).update(before[k], x)
             if scores is not None and plain[scores].shape == after[scores].shape:
                 found.exact = found.exact or Rate()
                 same = _flat(plain[scores]).argmax(axis=1) == _flat(after[scores]).argmax(axis=1)

@@ -17,6 +17,7 @@ from onnxq.placement import (
     READERS_OF_SHAPE,
     Placement,
     back_to,
+    bounds,
     data_inputs,
     demote,
     is_product,
@@ -32,6 +33,8 @@ PRODUCT = "it multiplies two activations; --attention puts it on integers"
 IN_FLOATS = "the recipe has it compute in floats"
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
 WIDEST_CONCAT = 64.0
+# A tensor that others read, too, is put on the grid of a Concat whose steps are as many times its.
+NARROWER, WIDER = 0.95, 1.25
 
 
 class QuantizeActivations(Pass):
@@ -101,7 +104,7 @@ class QuantizeActivations(Pass):
                 if self.tuned:
                     outcome.skip(name, f"no layer reads it: its range is that of {self.range}")
             model.activations[name], gains[name] = params, what
-        _align(model, placement)
+        _join(model, placement, _align(model, placement))
         for name, what in gains.items():
             params = model.activations[name]
             outcome.edit(name, f"[{float(params.lo):.4g}, {float(params.hi):.4g}]{what}")
@@ -204,10 +207,10 @@ def _readers(model: Model, placement: Placement) -> dict[str, list[Reader]]:
     return found
 
 
-def _align(model: Model, placement: Placement) -> None:
+def _align(model: Model, placement: Placement) -> set[str]:
     """Choose grids so that sums with a number, as HardSwish has one, are other zero points.
 
-    Then they are written as nothing but that, and round nothing.
+    Then they are written as nothing but that, and round nothing. Returns which tensors have them.
     """
     done: set[str] = set()
     for node in model.graph.nodes:
@@ -223,6 +226,52 @@ def _align(model: Model, placement: Placement) -> None:
         if grids is not None:
             model.activations[root], model.activations[result] = grids
             done |= {root, result}
+    return done
+
+
+def _join(model: Model, placement: Placement, fixed: set[str]) -> None:
+    """Give what a Concat joins the grid of its result, which then copies codes and rounds nothing.
+
+    Where other nodes read it, too, if that grid is about as wide as its own. In a chain of Concats,
+    as a DenseNet has, all have that of the last.
+    """
+    readers = _reading(model, placement)
+    free = {root: grid for root, grid in model.activations.items() if root not in fixed}
+    for node in reversed(model.graph.nodes):
+        if node.op != "Concat" or node.name not in placement.integer:
+            continue
+        result = placement.results[node.name]
+        for tensor in node.inputs:
+            root, by = root_of(tensor, placement)
+            grid = tuning.moved(model.activations[result], 1.0 / by)
+            own = free.get(root)
+            if own is None or own.spec != grid.spec or not _saturates(grid, root, placement):
+                continue
+            width = float(grid.scale / own.scale)
+            if readers[root] == {node.name} or NARROWER <= width <= WIDER:
+                model.activations[root] = grid
+                del free[root]
+
+
+def _reading(model: Model, placement: Placement) -> dict[str, set[str]]:
+    """Names of the nodes that read the codes of each tensor on a grid of its own."""
+    found: dict[str, set[str]] = {}
+    for node in model.graph.nodes:
+        if node.name not in placement.moves:
+            for tensor in (t for t in node.inputs if t.name in placement.born | placement.entries):
+                found.setdefault(root_of(tensor, placement)[0], set()).add(node.name)
+    for tensor in (t for t in model.graph.outputs if t.name in placement.born):
+        found.setdefault(root_of(tensor, placement)[0], set()).add(tensor.name)
+    return found
+
+
+def _saturates(grid: QParams, root: str, placement: Placement) -> bool:
+    """Whether a grid ends where the activations that it is to replace would cut off."""
+    absorbed = next((placement.absorbed[k] for k, r in placement.results.items() if r == root), [])
+    ends = [bounds(node) for node in absorbed]
+    return all(
+        end is not None and (end[0] <= grid.lo).all() and (grid.hi <= end[1]).all() for end in ends
+    )
 
 
 def _noise(

@@ -1,6 +1,7 @@
 """Which activations get how many bits."""
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxq.calibration import Calibration
@@ -11,8 +12,10 @@ from onnxq.numerics.observe import Histogram
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.pipeline import run
 from onnxq.preprocess import PRESETS
+from onnxq.runtime import Session
+from onnxq.sources import open_samples
 from onnxq.spec import activation_spec
-from tests.graphs import build, quantize
+from tests.graphs import build, feeds, quantize
 from tests.graphs import run as ort_run
 from tests.passes.layerwise import samples
 
@@ -45,6 +48,49 @@ def test_what_a_number_of_each_channel_multiplies_keeps_8_bits(tmp_path):
     _, file = quantize(proto, tmp_path, act_bits=4, first_last_bits=2)
     found, _ = inspect(load(file), file)
     assert [layer.act_bits for layer in found] == [4, 8, 4, 4]
+
+
+JOINED = {
+    # name: the nodes, the tensors that share a grid, and those that keep their own.
+    "alone": ("a = Conv(x, w) b = Conv(x, v) c = Concat<axis=1>(a, b) {last}", "abc", ""),
+    "moved": (
+        "e = Conv(x, w) a = MaxPool<kernel_shape=[2,2]>(e) f = Conv(x, v) "
+        "b = MaxPool<kernel_shape=[2,2]>(f) c = Concat<axis=1>(a, b) {last}",
+        "efc", "",
+    ),
+    "read twice": (
+        "a = Conv(x, w) b = Conv(x, v) c = Concat<axis=1>(a, b) d = Conv(b, u) {last} z = Relu(d)",
+        "ac", "b",
+    ),
+    "cut off": (
+        "a = Conv(x, w) e = Conv(x, v) b = Relu(e) c = Concat<axis=1>(a, b) {last}", "ac", "b",
+    ),
+    "both cut off": (
+        "d = Conv(x, w) a = Relu(d) e = Conv(x, v) b = Relu(e) c = Concat<axis=1>(a, b) {last}",
+        "abc", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "shared", "own"), JOINED.values(), ids=JOINED)
+def test_what_a_concat_joins_is_on_its_grid(tmp_path, nodes, shared, own):
+    """One of the two is four times as wide as the other: its grid is too coarse for that."""
+    w = drawn(4, 3, 3, 3)
+    weights = {"w": w, "v": 0.25 * w[::-1], "u": (2, 4, 1, 1), "l": (5, 8, 1, 1)}
+    outputs = "float[] y, float[] z" if "z =" in nodes else "float[] y"
+    text = nodes.format(last="y = Conv(c, l)")
+    used = {name: values for name, values in weights.items() if f"{name})" in text}
+    proto = build(f"(float[N,3,8,8] x) => ({outputs}) {{ {text} }}", **used)
+    samples = [feeds(proto, seed, 4) for seed in range(4)]
+    model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    data = open_samples(samples, Session(model).inputs, PRESETS["raw"])
+    run(model, (QuantizeActivations(),), Calibration(data, PRESETS["raw"]))
+    grids = {name: (float(g.scale), int(g.zero_point)) for name, g in model.activations.items()}
+    assert {name for name in grids if grids[name] == grids["c"]} == {*shared, "c"}
+    assert {*own} <= grids.keys()
+    _, file = quantize(proto, tmp_path, samples)
+    found, right = ort_run(onnx.load(file), samples[0])["y"], ort_run(proto, samples[0])["y"]
+    assert np.square(found - right).sum() < 1e-3 * np.square(right).sum()
 
 
 # -- ranges tuned on what layers return -----------------------------------------------------------
