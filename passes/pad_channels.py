@@ -75,6 +75,7 @@ class _Channels:
 
     def __init__(self, model: Model, start: Layer) -> None:
         self.model, self.count = model, start.c_out
+        self.rank = len(start.weight_tensor.shape)
         self.captured = model.captured()
         self.tensors: dict[str, gs.Tensor] = {}
         self.sources: dict[str, Layer] = {}
@@ -96,7 +97,7 @@ class _Channels:
     def _shared(self, node: gs.Node, tensor: gs.Tensor) -> list[gs.Tensor]:
         """Other tensors with the same channels at a node; notes what the node is."""
         layer = layer_of(node)
-        if layer is not None and layer.op == "Conv" and layer.bias_or_zeros is not None:
+        if layer is not None and self._usable(layer):
             if layer.depthwise and layer.c_out == self.count and layer.data is not layer.output:
                 if all(layer.name != other.name for other in self.depthwise):
                     self.depthwise.append(layer)
@@ -108,14 +109,20 @@ class _Channels:
         elif node.op in APART and not node.domain and len(node.outputs) == 1:
             constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
             if node.op == "ReduceMean":
-                apart = axes_of(node) in ([2, 3], [-2, -1]) and node.attrs.get("keepdims", 1)
+                pixels = self.rank == 4 and axes_of(node) in ([2, 3], [-2, -1])
+                apart = pixels and node.attrs.get("keepdims", 1)
             else:
-                apart = all(t.values.size == 1 for t in constants)
+                apart = all(t.values.size == 1 and t.values.ndim <= self.rank for t in constants)
             if apart:
                 data = [t for t in node.inputs if not isinstance(t, gs.Constant)]
                 return [t for t in (*data, *node.outputs) if not t.is_empty()]
         self.obstacle = f"{node.op} {node.name} does not leave its channels apart"
         return []
+
+    def _usable(self, layer: Layer) -> bool:
+        """Whether a layer is a Conv of images of the same rank, whose biases are known."""
+        fits = layer.op == "Conv" and len(layer.weight_tensor.shape) == self.rank
+        return fits and layer.bias_or_zeros is not None
 
     def worth(self, more: int, shapes: Shapes) -> float:
         """What so many more channels save as a multiple of what they cost."""

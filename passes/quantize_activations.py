@@ -33,8 +33,9 @@ PRODUCT = "it multiplies two activations; --attention puts it on integers"
 IN_FLOATS = "the recipe has it compute in floats"
 # Beyond this ratio one shared grid leaves the narrower input of a Concat fewer than 2 bits of 8.
 WIDEST_CONCAT = 64.0
-# A tensor that others read, too, is put on the grid of a Concat whose steps are as many times its.
-NARROWER, WIDER = 0.95, 1.25
+# A tensor that others read, too, is put on the grid of a Concat if that has steps of at most so
+# many times its own, and leaves out at most so much of its range at either end.
+WIDER, LEFT_OUT = 1.25, 0.05
 
 
 class QuantizeActivations(Pass):
@@ -232,8 +233,8 @@ def _align(model: Model, placement: Placement) -> set[str]:
 def _join(model: Model, placement: Placement, fixed: set[str]) -> None:
     """Give what a Concat joins the grid of its result, which then copies codes and rounds nothing.
 
-    Where other nodes read it, too, if that grid is about as wide as its own. In a chain of Concats,
-    as a DenseNet has, all have that of the last.
+    Where other nodes read it, too, if that grid is about its own. In a chain of Concats, as a
+    DenseNet has, all have that of the last.
     """
     readers = _reading(model, placement)
     free = {root: grid for root, grid in model.activations.items() if root not in fixed}
@@ -241,27 +242,40 @@ def _join(model: Model, placement: Placement, fixed: set[str]) -> None:
         if node.op != "Concat" or node.name not in placement.integer:
             continue
         result = placement.results[node.name]
-        for tensor in node.inputs:
-            root, by = root_of(tensor, placement)
+        joined = {root_of(tensor, placement) for tensor in node.inputs}
+        twice = {root for root, _ in joined if sum(root == other for other, _ in joined) > 1}
+        for root, by in sorted(joined):
             grid = tuning.moved(model.activations[result], 1.0 / by)
             own = free.get(root)
-            if own is None or own.spec != grid.spec or not _saturates(grid, root, placement):
+            if own is None or own.spec != grid.spec or root in twice:
                 continue
-            width = float(grid.scale / own.scale)
-            if readers[root] == {node.name} or NARROWER <= width <= WIDER:
+            fits = readers[root] == {node.name} or _resembles(grid, own)
+            if fits and _saturates(grid, root, placement):
                 model.activations[root] = grid
                 del free[root]
 
 
+def _resembles(grid: QParams, own: QParams) -> bool:
+    """Whether a grid has about the steps of another one and leaves little of its range out."""
+    some = LEFT_OUT * (own.hi - own.lo)
+    covers = grid.lo <= own.lo + some and grid.hi >= own.hi - some
+    return bool(covers and grid.scale <= WIDER * own.scale)
+
+
 def _reading(model: Model, placement: Placement) -> dict[str, set[str]]:
-    """Names of the nodes that read the codes of each tensor on a grid of its own."""
+    """Names of the nodes that read the codes of each tensor on a grid of its own.
+
+    Bodies of control flow and what is outside go by the name of the tensor.
+    """
     found: dict[str, set[str]] = {}
+    known, outside = placement.born | placement.entries, {t.name for t in model.graph.outputs}
     for node in model.graph.nodes:
-        if node.name not in placement.moves:
-            for tensor in (t for t in node.inputs if t.name in placement.born | placement.entries):
-                found.setdefault(root_of(tensor, placement)[0], set()).add(node.name)
-    for tensor in (t for t in model.graph.outputs if t.name in placement.born):
-        found.setdefault(root_of(tensor, placement)[0], set()).add(tensor.name)
+        for tensor in (t for t in (*node.inputs, *node.outputs) if t.name in known):
+            names = found.setdefault(root_of(tensor, placement)[0], set())
+            if tensor.name in placement.captured | outside:
+                names.add(tensor.name)
+            if node.name not in placement.moves and any(t is tensor for t in node.inputs):
+                names.add(node.name)
     return found
 
 

@@ -122,6 +122,33 @@ def test_channels_of_zeros_are_not_told_to_be_dead_and_run_on_integers(tmp_path,
         assert all(np.isfinite(error.isolated) for error in errors)
 
 
+ROWS = {"w": (17, 3, 1), "v": (17, 1, 3), "p": (2, 17, 1), "two": np.array([-2, -1]),
+        "lo": np.full((1, 1, 1, 1), 0.5, np.float32)}  # fmt: skip
+FEWER_AXES = "u = ReduceMax<keepdims=0>(x, one) t = Conv(u, w) e = Add(d, t) y = Conv(e, p4)"
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [("N,3,9", "m = ReduceMean(d, two) e = Sub(d, m) y = Conv(e, p)"),
+     ("17,3,8", "e = Add(d, lo) y = Conv(e, p4)"),
+     ("1,3,17,17", FEWER_AXES)],
+    ids=["mean of channels", "constant of more axes", "data of fewer axes"],
+)  # fmt: skip
+def test_channels_that_lie_elsewhere_in_part_stay(data, end):
+    more = {"p4": (2, 17, 1, 1), "one": np.array([1])}
+    flat = data.count(",") == 2
+    more |= {"w": (17, 17, 1)} if "t =" in end else {}
+    more |= {} if flat else {"w4": (17, 3, 1, 1), "v": (17, 1, 3, 3)}
+    body = f"a = Conv(x, {'w' if flat else 'w4'}) d = Conv<group=17>(a, v) {end}"
+    if not flat:
+        body = body.replace("group=17", "group=17, pads=[1,1,1,1]")
+    used = {name: x for name, x in (ROWS | more).items() if f"{name})" in body}
+    proto = build(f"(float[{data}] x) => (float[] y) {{ {body} }}", opset=18, **used)
+    model, outcome = after(proto, PadChannels())
+    assert not outcome.edits and outcome.skips
+    same(proto, model)
+
+
 @pytest.mark.parametrize(("side", "grown"), [(1, True), (3, False)])
 def test_dense_layers_around_may_cost_more_than_is_saved(side, grown):
     """For each weight of the depthwise layer, 8 * (40 + 40) products, or 9 times as many."""

@@ -93,6 +93,38 @@ def test_what_a_concat_joins_is_on_its_grid(tmp_path, nodes, shared, own):
     assert np.square(found - right).sum() < 1e-3 * np.square(right).sum()
 
 
+CUT = "c = Concat<axis=1>(a, b) r = Relu(c) "
+FACTORS = {"k": np.float32(40), "t": np.float32(0.02)}
+KEPT = {
+    # A grid from 0 on has the steps of one around 0, and half of its range.
+    "read elsewhere": f"a = Conv(x, w) b = Conv(x, v) {CUT} y = Conv(r, l) z = Conv(a, u)",
+    "an output": f"z = Conv(x, w) a = Identity(z) b = Conv(x, v) {CUT} y = Conv(r, l)",
+    "twice": "a = Conv(x, w) b = Mul(a, k) c = Concat<axis=1>(a, b) z = Conv(c, l) y = Relu(z)",
+    "twice, turned": (
+        "a = Conv(x, w) b = Mul(a, t) c = Concat<axis=1>(b, a) z = Conv(c, l) y = Relu(z)"
+    ),
+    "in a body": (
+        "a = Conv(x, v) b = Conv(x, w) c = Concat<axis=1>(a, b) y = Conv(c, l) s = ReduceMax(x) "
+        "o = Greater(s, s) z = If(o) <then_branch = g1 () => (float[N,4,6,6] p) { p = Neg(a) }, "
+        "else_branch = g2 () => (float[N,4,6,6] q) { q = Sub(a, t) }>"
+    ),
+}
+
+
+@pytest.mark.parametrize("nodes", KEPT.values(), ids=KEPT)
+def test_what_others_need_finer_is_not_on_the_grid_of_a_concat(tmp_path, nodes):
+    w = drawn(4, 3, 3, 3)
+    weights = {"w": w, "v": w[::-1] * (0.04 if "If" in nodes else 2.3), "u": (2, 4, 1, 1),
+               "l": (5, 8, 1, 1)} | FACTORS  # fmt: skip
+    used = {name: values for name, values in weights.items() if f"{name})" in nodes}
+    proto = build(f"(float[N,3,8,8] x) => (float[] y, float[] z) {{ {nodes} }}", **used)
+    samples = [feeds(proto, seed, 4) for seed in range(4)]
+    _, file = quantize(proto, tmp_path, samples)
+    found, right = ort_run(onnx.load(file), samples[0]), ort_run(proto, samples[0])
+    for name in ("y", "z"):
+        assert np.square(found[name] - right[name]).sum() < 3e-3 * np.square(right[name]).sum()
+
+
 # -- ranges tuned on what layers return -----------------------------------------------------------
 
 
