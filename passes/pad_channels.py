@@ -52,7 +52,7 @@ class PadChannels(Pass):
             if not more:
                 continue
             found = _Channels(model, layer)
-            seen |= {member.name for member in found.depthwise}
+            seen |= found.depthwise.keys()
             if found.obstacle is not None:
                 outcome.skip(node.name, found.obstacle)
                 continue
@@ -80,7 +80,7 @@ class _Channels:
         self.tensors: dict[str, gs.Tensor] = {}
         self.sources: dict[str, Layer] = {}
         self.sinks: dict[str, Layer] = {}
-        self.depthwise: list[Layer] = []
+        self.depthwise: dict[str, Layer] = {}
         self.obstacle: str | None = None
         todo = [start.data]
         while todo and self.obstacle is None:
@@ -99,8 +99,7 @@ class _Channels:
         layer = layer_of(node)
         if layer is not None and self._usable(layer):
             if layer.depthwise and layer.c_out == self.count and layer.data is not layer.output:
-                if all(layer.name != other.name for other in self.depthwise):
-                    self.depthwise.append(layer)
+                self.depthwise[layer.name] = layer
                 return [layer.data, layer.output]
             makes = layer.output is tensor
             if layer.groups == 1 and self.count == (layer.c_out if makes else layer.c_in):
@@ -126,7 +125,7 @@ class _Channels:
 
     def worth(self, more: int, shapes: Shapes) -> float:
         """What so many more channels save as a multiple of what they cost."""
-        saved = sum(WORTH * _products(layer, shapes) for layer in self.depthwise)
+        saved = sum(WORTH * _products(layer, shapes) for layer in self.depthwise.values())
         around = [(layer, layer.c_in) for layer in self.sources.values()]
         around += [(layer, layer.c_out) for layer in self.sinks.values()]
         return saved / sum(more * other * _products(layer, shapes) for layer, other in around)
@@ -135,13 +134,13 @@ class _Channels:
         """Add so many channels of zeros."""
         for layer in self.sinks.values():
             layer.set_weight(self.model, _padded(layer.weight, more, axis=1))
-        for layer in (*self.sources.values(), *self.depthwise):
+        for layer in (*self.sources.values(), *self.depthwise.values()):
             self.model.filled[layer.name] = more
             bias = layer.bias_or_zeros
             layer.set_weight(self.model, _padded(layer.weight, more))
             if layer.bias_tensor is not None and bias is not None:
                 layer.set_bias(self.model, _padded(bias, more))
-        for layer in self.depthwise:
+        for layer in self.depthwise.values():
             layer.node.attrs["group"] = self.count + more
         for name, tensor in self.tensors.items():
             tensor.shape = None

@@ -43,7 +43,7 @@ def reached(report):
 
 
 # Width, and decibels that are some more than it has by itself.
-WISHES = {"w4a4": (4, 4, 30), "w2a8": (2, 8, 26)}
+WISHES = {"w4a4": (4, 4, 30), "w8a8": (8, 8, 47), "w2a8": (2, 8, 26)}
 
 
 @pytest.mark.parametrize(("bits", "act_bits", "least"), WISHES.values(), ids=WISHES)
