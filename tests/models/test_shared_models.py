@@ -69,7 +69,9 @@ def test_outlier_aware_ranges_per_tensor_win_back_half_of_what_4_bits_lose(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bits", "act_bits", "most"), [(3, 8, 1.3), (4, 4, 1.5), (2, 8, 5.0)])
+@pytest.mark.parametrize(
+    ("bits", "act_bits", "most"), [(4, 8, 0.5), (3, 8, 1.3), (4, 4, 1.5), (2, 8, 5.0)]
+)
 def test_resnet20_loses_little_at_any_width(
     tmp_path: Path, bits: int, act_bits: int, most: float
 ) -> None:
@@ -90,7 +92,7 @@ def test_resnet20_at_4_bits_per_channel_fits_in_a_fifth(tmp_path: Path) -> None:
     assert report.fidelity.outputs["logits"].sqnr >= 20.0
 
 
-@pytest.mark.parametrize(("bits", "quality", "least"), [(8, "fast", 38.0), (4, "balanced", 26.0)])
+@pytest.mark.parametrize(("bits", "quality", "least"), [(8, "fast", 42.0), (4, "balanced", 26.0)])
 def test_the_detector_converts_as_it_was_exported(
     tmp_path: Path, bits: int, quality: str, least: float
 ) -> None:
@@ -145,11 +147,11 @@ def test_resnet20_of_2_bits_with_an_sqnr_of_24_db_is_smaller_than_of_4_bits_and_
     tmp_path: Path,
 ) -> None:
     data = {"calib": CALIB, "verify": False}
-    plain = onnxq.convert(RESNET, tmp_path / "plain.onnx", bits=2, **data)
+    plain = onnxq.convert(RESNET, tmp_path / "plain.onnx", bits=2, validate=VAL, **data)
     report = onnxq.convert(RESNET, tmp_path / "q.onnx", bits=2, min_sqnr=24, validate=VAL, **data)
     four = onnxq.convert(RESNET, tmp_path / "four.onnx", bits=4, **data)
-    assert plain.fidelity and report.validation and report.fit
-    assert plain.fidelity.outputs["logits"].sqnr < 18
+    assert plain.validation and report.validation and report.fit
+    assert plain.validation.outputs["logits"].sqnr < 17
     assert (report.exit_code, report.fit.judges) == (0, 25)
     assert report.validation.outputs["logits"].sqnr > 23
     assert report.bytes < four.bytes
