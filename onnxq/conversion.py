@@ -161,7 +161,7 @@ def convert(
     report = Report(str(source), str(target), chosen.label, file_size(source), max_drop=max_drop)
     original = _session(source, calib is not None or validate is not None, report)
     inputs = original.inputs if original else []
-    preprocessing, origin = resolve(preprocess, source, model.metadata)
+    preprocessing, origin = resolve(preprocess, source, model.metadata, inputs)
     calibration, judge = None, None
     if calib is not None:
         samples = open_samples(calib, inputs, preprocessing, calib_size, seed)
@@ -260,10 +260,10 @@ def doubts(calibration: Calibration, origin: str) -> list[str]:
         origin: Where the preprocessing was found.
     """
     samples, found = calibration.samples, []
-    if origin != ASSUMED:
+    if not origin.startswith(ASSUMED):
         found += calibration.warnings()
     elif isinstance(samples, Images):
-        found.append(f"preprocessing {ASSUMED}")
+        found.append(f"preprocessing {origin}")
     if samples.skipped:
         names = ", ".join(list(samples.skipped)[:3])
         count = len(samples.skipped)

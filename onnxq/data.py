@@ -77,7 +77,7 @@ class Images:
         target: The model input the tensor is for.
         labels: Class of each file, or None.
         unlabeled: Why there are no labels in spite of class folders, or nothing.
-        assumed: Nobody declared the preprocessing.
+        assumed: What was assumed of the preprocessing, which nobody declared, or nothing.
         spare: Bytes of memory for tensors of images, which then need not be read again.
         resized: An image had another size than the model's fixed one, and no resize was declared.
     """
@@ -89,7 +89,7 @@ class Images:
     skipped: dict[str, str] = field(default_factory=dict)
     unlabeled: str = ""
     resized: bool = False
-    assumed: bool = False
+    assumed: str = ""
     regroup: bool = True
     spare: int = 0
     _held: dict[int, Array] = field(default_factory=dict, init=False, repr=False)
@@ -281,7 +281,7 @@ def _spatial(target: Input, preprocess: Preprocess) -> tuple[int, int] | None:
     """Fixed (height, width) of an image input, if both are."""
     if target.shape is None:
         return None
-    h, w = target.shape[2:4] if preprocess.layout == "nchw" else target.shape[1:3]
+    h, w = target.shape[1:3] if preprocess.layout == "nhwc" else target.shape[2:4]
     return (h, w) if h and w else None
 
 
@@ -321,7 +321,7 @@ def _checked(batch: Batch, inputs: Sequence[Input]) -> Batch:
         ):
             shape = ["any" if d is None else d for d in wanted.shape]
             raise CalibrationError(
-                f"input {wanted.name} takes {shape}, the data are {list(x.shape)}: set resize, "
-                "crop and layout in the preprocessing"
+                f"input {wanted.name} takes {shape}, the data are {list(x.shape)}: set color, "
+                "resize, crop and layout in the preprocessing"
             )
     return batch

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onnxq.errors import InputError
+from onnxq.runtime import Input
 from onnxq.spec import Array, Floats
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -20,7 +22,7 @@ class Preprocess(BaseModel):
     """Steps from an image to a tensor: color, resize, crop, ``(scale * uint8 - mean) / std``.
 
     Attributes:
-        color: Channel order, or one gray channel.
+        color: Channel order, or one gray channel. None is what the model takes, see ``fitted``.
         resize: Length of the shorter side, or (height, width). None leaves the size alone; if the
             model's input size is fixed, images of another size are then resized to it.
         crop: (height, width) cut from the center after resizing.
@@ -28,19 +30,19 @@ class Preprocess(BaseModel):
         scale: Multiplies the uint8 values.
         mean: Subtracted after ``scale``; one number, or one per channel in the order of ``color``.
         std: Divides last.
-        layout: Axis order of the tensor.
+        layout: Axis order of the tensor. None is what the model takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    color: Literal["rgb", "bgr", "gray"] | None = None
     resize: Annotated[int, Field(gt=0)] | Size | None = None
     crop: Size | None = None
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    layout: Literal["nchw", "nhwc"] = "nchw"
+    layout: Literal["nchw", "nhwc"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -64,7 +66,7 @@ class Preprocess(BaseModel):
     @property
     def channel_axis(self) -> int:
         """Channel axis of a batch."""
-        return 1 if self.layout == "nchw" else 3
+        return 3 if self.layout == "nhwc" else 1
 
     @property
     def expected_range(self) -> tuple[Floats, Floats]:
@@ -72,6 +74,20 @@ class Preprocess(BaseModel):
         ends = (np.array([[0.0], [255.0]]) * self.scale - self.mean) / self.std
         ends = np.broadcast_to(ends, (2, self.channels))
         return ends.min(axis=0), ends.max(axis=0)
+
+    def fitted(self, target: Input | None) -> Self:
+        """With color and layout as an input of images has them, where they are left open.
+
+        The channels are on the last axis if that has as many as images have, 3 or 1, and the second
+        has not; and RGB unless they are one, to which the numbers of ``mean`` and ``std`` apply.
+        """
+        shape = target.shape if target and target.shape and len(target.shape) == 4 else (None,) * 4
+        counts = {"gray": (1,), None: (3, 1)}.get(self.color, (3,))
+        last = shape[3] in counts and shape[1] not in counts
+        layout = self.layout or ("nhwc" if last else "nchw")
+        single = shape[3 if layout == "nhwc" else 1] == len(self.mean) == len(self.std) == 1
+        color = self.color or ("gray" if single else "rgb")
+        return self.model_copy(update={"color": color, "layout": layout})
 
     def apply(self, image: Image.Image, fixed: tuple[int, int] | None = None) -> Floats:
         """The tensor of one image, float32, (1, c, h, w) or (1, h, w, c).
@@ -104,7 +120,7 @@ class Preprocess(BaseModel):
             pixels = pixels[:, :, ::-1]
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         x = (pixels * np.float32(self.scale) - mean) / std
-        x = x.transpose(2, 0, 1) if self.layout == "nchw" else x
+        x = x if self.layout == "nhwc" else x.transpose(2, 0, 1)
         return np.ascontiguousarray(x, np.float32)[None]
 
 
@@ -140,25 +156,47 @@ def read(wish: str | Path | Preprocess) -> Preprocess:
 
 
 def resolve(
-    wish: str | Path | Preprocess | None, model: Path | None, metadata: dict[str, str]
+    wish: str | Path | Preprocess | None,
+    model: Path | None,
+    metadata: dict[str, str],
+    inputs: Sequence[Input],
 ) -> tuple[Preprocess, str]:
-    """The preprocessing to use and where it came from.
+    """The preprocessing to use, fitted to the model's first input, and where it came from.
 
     In order: what the caller wishes, ``MODEL_STEM.preprocess.toml`` beside the model, what the
-    model's metadata carry, and last an assumption that the report must announce.
+    model's metadata carry, and last an assumption that the report must announce, which then is
+    where it came from (``ASSUMED`` and what follows).
 
     Raises:
         InputError: What was found first does not describe preprocessing.
     """
+    target = inputs[0] if inputs else None
     if wish is not None:
-        return read(wish), str(wish) if not isinstance(wish, Preprocess) else "given"
+        origin = "given" if isinstance(wish, Preprocess) else str(wish)
+        return read(wish).fitted(target), origin
     if model is not None:
         sidecar = model.with_name(f"{model.stem}.preprocess.toml")
         if sidecar.is_file():
-            return read(sidecar), sidecar.name
+            return read(sidecar).fitted(target), sidecar.name
     if (carried := declared(metadata)) is not None:
-        return carried, "the model's metadata"
-    return Preprocess(**IMAGENET), ASSUMED
+        return carried.fitted(target), "the model's metadata"
+    return _assumed(target)
+
+
+ASSUMED = "assumed: "
+
+
+def _assumed(target: Input | None) -> tuple[Preprocess, str]:
+    """What most models like this one take, and the sentence that says so."""
+    if target is not None and np.issubdtype(target.dtype, np.integer):
+        found, numbers = Preprocess().fitted(target), "0 to 255"
+    else:
+        found, numbers = Preprocess(scale=1 / 255).fitted(target), "/255"
+        if found.color != "gray":
+            found = found.model_copy(update=IMAGENET)
+            numbers = "/255, ImageNet mean and std"
+    color = "gray" if found.color == "gray" else "RGB"
+    return found, f"{ASSUMED}{color}, {numbers}; give --preprocess if that is wrong"
 
 
 def declared(metadata: dict[str, str]) -> Preprocess | None:
@@ -173,9 +211,6 @@ def declared(metadata: dict[str, str]) -> Preprocess | None:
         return Preprocess.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as cause:
         raise InputError(f"metadata {METADATA_KEY} of the model: {explain(cause)}") from cause
-
-
-ASSUMED = "assumed: RGB, /255, ImageNet mean and std; give --preprocess if that is wrong"
 
 
 def as_input(x: Floats, dtype: np.dtype[Any]) -> Array:

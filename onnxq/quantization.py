@@ -99,7 +99,7 @@ def quantize(
     model.shorten(reference.names())
     model.metadata["onnxq.version"] = __version__
     model.metadata[RECIPE_KEY] = recipe.to_json()
-    if origin != ASSUMED or (calibration and isinstance(calibration.samples, Images)):
+    if not origin.startswith(ASSUMED) or (calibration and isinstance(calibration.samples, Images)):
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()
     if calibration is not None and calibration.count:
         model.metadata["onnxq.calibration"] = calibration.digest

@@ -56,7 +56,7 @@ def assumptions(samples: Samples) -> list[str]:
         return []
     found = []
     if samples.assumed:
-        found.append(f"preprocessing {ASSUMED}")
+        found.append(f"preprocessing {samples.assumed}")
     if samples.resized:
         found.append("images are resized to the model's input size")
     return found
@@ -103,9 +103,9 @@ def _opened(
     floats, integers = load(reference), load(quantized)
     if preprocess is None:
         preprocess = declared(integers.metadata)
-    preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata)
     inputs = Session(Path(reference)).inputs
+    preprocessing, origin = resolve(preprocess, Path(reference), floats.metadata, inputs)
     samples = open_samples(data, inputs, preprocessing, labels=labels)
-    if isinstance(samples, Images):
-        samples.assumed = origin == ASSUMED
+    if isinstance(samples, Images) and origin.startswith(ASSUMED):
+        samples.assumed = origin
     return floats, integers, samples

@@ -142,18 +142,20 @@ class Workbench:
         refuse_quantized(self._model)
         inputs, self._progress, self._memo = self._session.inputs, progress, Memo()
         self._seed = seed
-        self._preprocess, self._origin = resolve(preprocess, source, self._model.metadata)
+        self._preprocess, self._origin = resolve(preprocess, source, self._model.metadata, inputs)
+        assumed = self._origin.startswith(ASSUMED)
         self._calib = open_samples(calib, inputs, self._preprocess, calib_size, seed)
         self._judge = open_samples(data, inputs, self._preprocess, None, seed, labels)
         self._labels = getattr(self._judge, "labels", None)
         for samples in (self._calib, self._judge):
             if isinstance(samples, Images):
-                samples.spare, samples.assumed = HELD_IMAGES, self._origin == ASSUMED
+                samples.spare = HELD_IMAGES
+                samples.assumed = self._origin if assumed else ""
         self._sample = first_batch(self._calib, inputs).feeds
         self.calibrated, self.judged = self._read(self._calib), self._read(self._judge)
         self._refuse_large_outputs()
         self._ingredients = (
-            self._model.digest(), self._preprocess.model_dump_json(), self._origin == ASSUMED,
+            self._model.digest(), self._preprocess.model_dump_json(), assumed,
             self.calibrated, self.judged, self._labels, seed, __version__, version(), cpu_note(),
         )  # fmt: skip
 

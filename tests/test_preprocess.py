@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxq.errors import InputError
-from onnxq.preprocess import ASSUMED, METADATA_KEY, PRESETS, Preprocess, as_input, read, resolve
+from onnxq.preprocess import METADATA_KEY, PRESETS, Preprocess, as_input, read, resolve
+from onnxq.runtime import Input
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 IMAGE = Image.fromarray(PIXELS)
@@ -207,7 +208,7 @@ def test_presets(name: str, shape: tuple[int, ...], white: np.ndarray) -> None:
 def test_toml_and_metadata_give_back_what_they_were_given(wish: Preprocess) -> None:
     toml = tomli_w.dumps(wish.model_dump(mode="json", exclude_none=True))
     assert Preprocess.model_validate(tomllib.loads(toml)) == wish
-    assert resolve(None, None, {METADATA_KEY: wish.model_dump_json()})[0] == wish
+    assert resolve(None, None, {METADATA_KEY: wish.model_dump_json()}, [])[0] == wish
 
 
 def test_a_toml_file_is_read(tmp_path: Path) -> None:
@@ -312,20 +313,81 @@ def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
 def test_a_wish_beats_the_sidecar_beats_the_metadata_beats_the_assumption(tmp_path: Path) -> None:
     model = tmp_path / "net.onnx"
     metadata = {METADATA_KEY: PRESETS["raw"].model_dump_json()}
-    assumed, origin = resolve(None, model, {})
-    assert origin == ASSUMED
+    assumed, origin = resolve(None, model, {}, [])
+    assert origin.startswith("assumed: RGB, /255, ImageNet mean and std")
     assert (assumed.mean, assumed.std, assumed.resize) == (IMAGENET_MEAN, IMAGENET_STD, None)
-    assert resolve(None, model, metadata) == (PRESETS["raw"], "the model's metadata")
+    raw, unit = (PRESETS[name].fitted(None) for name in ("raw", "unit"))
+    assert (raw.color, raw.layout) == ("rgb", "nchw")
+    assert resolve(None, model, metadata, []) == (raw, "the model's metadata")
     (tmp_path / "net.preprocess.toml").write_text("scale = 0.25")
-    assert resolve(None, model, metadata) == (Preprocess(scale=0.25), "net.preprocess.toml")
-    assert resolve("unit", model, metadata) == (PRESETS["unit"], "unit")
-    assert resolve(PRESETS["unit"], model, metadata) == (PRESETS["unit"], "given")
+    assert resolve(None, model, metadata, []) == (
+        Preprocess(scale=0.25).fitted(None),
+        "net.preprocess.toml",
+    )
+    assert resolve("unit", model, metadata, []) == (unit, "unit")
+    assert resolve(PRESETS["unit"], model, metadata, []) == (unit, "given")
+
+
+def image_input(*shape: int | None, dtype: str = "float32") -> Input:
+    return Input("x", np.dtype(dtype), shape)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape", "color", "layout"),
+    [
+        ({}, (None, 3, 224, 224), "rgb", "nchw"),
+        ({}, (None, 224, 224, 3), "rgb", "nhwc"),
+        ({}, (None, None, None, 3), "rgb", "nhwc"),
+        ({}, (None, None, None, None), "rgb", "nchw"),
+        ({}, (1, 1, 28, 28), "gray", "nchw"),
+        ({}, (1, 28, 28, 1), "gray", "nhwc"),
+        ({}, (1, 3, 3, 3), "rgb", "nchw"),
+        ({}, (1, 3, 224, 1), "rgb", "nchw"),
+        ({}, (1, 4, 32, 32), "rgb", "nchw"),
+        ({}, (1, 10), "rgb", "nchw"),
+        ({"color": "bgr"}, (1, 28, 28, 3), "bgr", "nhwc"),
+        ({"color": "bgr"}, (1, 28, 28, 1), "bgr", "nchw"),
+        ({"color": "gray"}, (1, 28, 28, 1), "gray", "nhwc"),
+        ({"color": "gray"}, (1, 224, 224, 3), "gray", "nchw"),
+        ({"layout": "nchw"}, (1, 224, 224, 3), "rgb", "nchw"),
+        ({"layout": "nhwc"}, (1, 3, 224, 224), "rgb", "nhwc"),
+        ({"mean": [1, 2, 3]}, (1, 1, 28, 28), "rgb", "nchw"),
+    ],
+    ids=str,
+)
+def test_what_is_left_open_is_as_the_model_takes_it(
+    steps: dict[str, Any], shape: tuple[int | None, ...], color: str, layout: str
+) -> None:
+    wish = Preprocess(scale=0.5, **steps)
+    fitted = wish.fitted(image_input(*shape))
+    assert fitted == wish.model_copy(update={"color": color, "layout": layout})
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence", "white"),
+    [
+        (image_input(1, 224, 224, 3), "RGB, /255, ImageNet mean and std", None),
+        (image_input(1, 1, 28, 28), "gray, /255", [1.0]),
+        (image_input(1, 300, 300, 3, dtype="uint8"), "RGB, 0 to 255", [255.0] * 3),
+        (image_input(1, 28, 28, 1, dtype="uint8"), "gray, 0 to 255", [255.0]),
+    ],
+    ids=str,
+)
+def test_what_is_assumed_fits_the_model(
+    target: Input, sentence: str, white: list[float] | None
+) -> None:
+    assumed, origin = resolve(None, None, {}, [target])
+    assert origin == f"assumed: {sentence}; give --preprocess if that is wrong"
+    expected = (1 - np.array(IMAGENET_MEAN)) / IMAGENET_STD if white is None else white
+    np.testing.assert_allclose(assumed.expected_range[1], expected, rtol=1e-6)
+    sizes = target.shape[2:4] if assumed.layout == "nchw" else target.shape[1:3]
+    assert assumed.apply(IMAGE, sizes).shape == target.shape
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"mean": []}', '{"colour": "rgb"}'])
 def test_bad_metadata_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=METADATA_KEY) as caught:
-        resolve(None, None, {METADATA_KEY: text})
+        resolve(None, None, {METADATA_KEY: text}, [])
     assert "\n" not in str(caught.value)
 
 

@@ -52,8 +52,8 @@ def test_a_network_answers_more_often_as_it_did(bits, per_channel, gain):
     name = "mobilenetv2.unfolded"
     file = zoo.ROOT / f"{name}.onnx"
     model = load(file)
-    preprocess, _ = resolve(None, file, model.metadata)
     inputs = Session(file).inputs
+    preprocess, _ = resolve(None, file, model.metadata, inputs)
     samples = open_samples(SHARED / "data" / "cifar10" / "val", inputs, preprocess, COUNT, 0)
     feeds = [(batch, batch.feeds) for batch in batches(samples, inputs, 100)]
 

@@ -92,7 +92,7 @@ def test_what_is_reached_in_other_models_computes_the_same_on_real_images(name, 
     outcome = pipeline.run(model, (step,), None)[step.name]
     assert len(outcome.edits) == OTHERS[name][2 * isinstance(step, SplitOutliers)]
     inputs = Session(file).inputs
-    preprocess, _ = resolve(None, file, {})
+    preprocess, _ = resolve(None, file, {}, inputs)
     samples = open_samples(SHARED / "data" / DATA[name], inputs, preprocess, COUNT, 0)
     values = [batch.feeds for batch in batches(samples, inputs, 1)]
     assert len(values) == COUNT
