@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from onnxq.bench import bench
-from onnxq.data import Images
-from onnxq.preprocess import resolve
+from onnxq.evidence.bench import bench
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.data import Images
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 COUNT = 512
 

@@ -32,8 +32,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import onnxq
 from onnxq.numerics.metrics import Fidelity
-from onnxq.preprocess import Preprocess, read
 from onnxq.runtime import Session
+from onnxq.samples.preprocess import Preprocess, read
 from onnxq.spec import Array
 
 COUNT, ROUNDS = 32, 31

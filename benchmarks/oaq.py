@@ -14,15 +14,15 @@ import click
 import numpy as np
 
 import onnxq
-from onnxq.data import batches
-from onnxq.layers import layers
+from onnxq.graph.layers import layers
 from onnxq.numerics import affine, ranges
 from onnxq.numerics.metrics import histogram_ssim
 from onnxq.pipeline import run
-from onnxq.preprocess import resolve
 from onnxq.recipes import PREPARATION, build
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.data import batches
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 from onnxq.spec import Floats, weight_spec
 
 COUNT, BATCH = 512, 250

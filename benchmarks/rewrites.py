@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 
 import onnxq
-from onnxq import forms
-from onnxq.bench import bench
+from onnxq.evidence.bench import bench
+from onnxq.graph import forms
 from onnxq.numerics import groups
 from onnxq.recipes import plan
 

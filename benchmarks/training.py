@@ -14,18 +14,18 @@ from statistics import median
 import torch
 from torch.profiler import profile
 
-from onnxq.blocks import blocks
-from onnxq.calibration import Calibration
+from onnxq.graph.blocks import blocks
+from onnxq.graph.model import load
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.teaching import Teaching, channels_last
 from onnxq.lowering import Lowered
-from onnxq.model import load
 from onnxq.pipeline import run
-from onnxq.preprocess import resolve
 from onnxq.quantization import prepare
 from onnxq.recipes import plan
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 ROUNDS, BATCH = 15, 64
 

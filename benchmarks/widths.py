@@ -16,11 +16,11 @@ import click
 import numpy as np
 
 import onnxq
-from onnxq.bench import bench
-from onnxq.data import batches
-from onnxq.preprocess import resolve
+from onnxq.evidence.bench import bench
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.data import batches
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 WEIGHTS, ACTIVATIONS = (8, 6, 5, 4, 3, 2), (8, 6, 4, 3, 2)
 COUNT, EXACT = 512, 16

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import zoo
 
 import onnxq
-from onnxq.bench import bench
+from onnxq.evidence.bench import bench
 
 COUNT = 512
 

@@ -10,8 +10,6 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.bench import Speed
-from onnxq.bench import bench as run_bench
 from onnxq.cli.main import main
 from onnxq.cli.options import (
     FILE,
@@ -30,21 +28,30 @@ from onnxq.cli.options import (
 )
 from onnxq.conversion import convert as run_convert
 from onnxq.demo import demo as run_demo
+from onnxq.evidence.bench import Speed
+from onnxq.evidence.bench import bench as run_bench
+from onnxq.evidence.inspect import LayerInfo, cost
+from onnxq.evidence.inspect import inspect as run_inspect
+from onnxq.evidence.kernels import census
+from onnxq.evidence.report import (
+    comparison_dict,
+    comparison_table,
+    cost_text,
+    gate_text,
+    human,
+    layer_table,
+)
+from onnxq.evidence.validation import quantized_against
+from onnxq.evidence.validation import validate as run_validate
 from onnxq.files import filling
-from onnxq.inspect import LayerInfo, cost
-from onnxq.inspect import inspect as run_inspect
-from onnxq.kernels import census
-from onnxq.model import load
+from onnxq.graph.model import load
+from onnxq.graph.protos import file_size
+from onnxq.graph.storage import OLDEST
 from onnxq.numerics.levels import WIDTHS
 from onnxq.pipeline import REGISTRY
-from onnxq.protos import file_size
 from onnxq.recipe import Recipe
 from onnxq.recipes import NAMED, QUALITIES, plan
-from onnxq.report import comparison_dict, comparison_table, cost_text, gate_text, human, layer_table
 from onnxq.runtime import cpu_note, version
-from onnxq.storage import OLDEST
-from onnxq.validation import quantized_against
-from onnxq.validation import validate as run_validate
 
 
 @main.command()

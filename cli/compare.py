@@ -26,12 +26,12 @@ from onnxq.cli.options import (
 )
 from onnxq.comparison import Row, Sweep, compare_recipes
 from onnxq.errors import Interrupted, UsageError
+from onnxq.evidence.plot import plot
+from onnxq.evidence.report import human
 from onnxq.files import check_writable, replacing
 from onnxq.numerics.metrics import wilson_interval
-from onnxq.plot import plot
 from onnxq.recipe import ActBits
 from onnxq.recipes import UNTRAINED
-from onnxq.report import human
 from onnxq.runtime import cpu_note, version
 
 

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from onnxq.errors import UsageError
 from onnxq.files import check_apart, check_writable, replacing
+from onnxq.graph.protos import model_files
 from onnxq.progress import Progress as Callback
 from onnxq.progress import silent
-from onnxq.protos import model_files
 from onnxq.recipe import ActBits
 
 F = TypeVar("F", bound=Callable[..., Any])

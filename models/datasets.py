@@ -12,7 +12,7 @@ from shapes import paint
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from onnxq.preprocess import PRESETS, Preprocess
+from onnxq.samples.preprocess import PRESETS, Preprocess
 
 
 class Labeled(NamedTuple):

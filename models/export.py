@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from train import CHECKPOINTS, RECIPES
 from zoo import MANIFEST, ROOT, digest, entries, score
 
-from onnxq.preprocess import METADATA_KEY
-from onnxq.protos import without_traces
+from onnxq.graph.protos import without_traces
 from onnxq.runtime import Session
+from onnxq.samples.preprocess import METADATA_KEY
 
 # The form of the zoo's file, first, and of its test inputs.
 FORMS = ("torchscript", "dynamo")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from shapes import paint
 
-from onnxq.preprocess import Preprocess
 from onnxq.runtime import Session
+from onnxq.samples.preprocess import Preprocess
 
 ROOT = Path(__file__).resolve().parent
 MANIFEST = ROOT / "manifest.toml"

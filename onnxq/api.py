@@ -11,13 +11,13 @@ from onnxq.errors import (
     UnsupportedModel,
     UsageError,
 )
-from onnxq.evaluate import Comparison
-from onnxq.model import Model, load
-from onnxq.preprocess import Preprocess
+from onnxq.evidence.evaluate import Comparison
+from onnxq.evidence.report import Report
+from onnxq.evidence.validation import validate
+from onnxq.graph.model import Model, load
 from onnxq.recipe import Recipe
-from onnxq.report import Report
+from onnxq.samples.preprocess import Preprocess
 from onnxq.spec import QParams, QuantSpec
-from onnxq.validation import validate
 
 __all__ = [
     "CalibrationError",

@@ -15,15 +15,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from onnxq._version import __version__
-from onnxq.data import Data
 from onnxq.errors import InputError, OnnxqError, UsageError
 from onnxq.files import check_apart, check_writable, replacing
-from onnxq.preprocess import Preprocess
+from onnxq.graph.protos import model_files
 from onnxq.progress import Progress, silent
-from onnxq.protos import model_files
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import version
+from onnxq.samples.data import Data
+from onnxq.samples.preprocess import Preprocess
 from onnxq.workbench import Workbench
 
 # Between the warnings of a row on disk.

@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
-from onnxq.calibration import Calibration
-from onnxq.data import Data, Images, Samples, first_batch, thinned
 from onnxq.errors import InputError, PassError, UsageError
-from onnxq.evaluate import EVIDENCE, compare
-from onnxq.exactness import largest_change
+from onnxq.evidence.evaluate import EVIDENCE, compare
+from onnxq.evidence.exactness import largest_change
+from onnxq.evidence.inspect import cost, inspect, unquantized
+from onnxq.evidence.layerwise import layer_errors
+from onnxq.evidence.report import Report
 from onnxq.files import (
     check_apart,
     check_checkpoint,
@@ -16,21 +17,20 @@ from onnxq.files import (
     data_file,
     restored_on_failure,
 )
-from onnxq.inspect import cost, inspect, unquantized
-from onnxq.layers import RANDOM
-from onnxq.layerwise import layer_errors
-from onnxq.model import INLINE_LIMIT, Model, load
+from onnxq.graph.layers import RANDOM
+from onnxq.graph.model import INLINE_LIMIT, Model, load
+from onnxq.graph.protos import check_file, check_proto, file_size, model_files
+from onnxq.graph.storage import OLDEST
 from onnxq.pipeline import LearnedPass, Outcome
-from onnxq.preprocess import ASSUMED, Preprocess, resolve
 from onnxq.progress import Progress, silent
-from onnxq.protos import check_file, check_proto, file_size, model_files
 from onnxq.quantization import prepare, quantize, refuse_quantized
 from onnxq.recipe import ActBits, Recipe
 from onnxq.recipes import plan
-from onnxq.report import Report
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
-from onnxq.storage import OLDEST
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import Data, Images, Samples, first_batch, thinned
+from onnxq.samples.preprocess import ASSUMED, Preprocess, resolve
+from onnxq.samples.sources import open_samples
 
 # Samples behind the figures of every layer that every conversion prints.
 LAYER_EVIDENCE = 8
@@ -88,7 +88,7 @@ def convert(
             one.
         calib: Unlabeled data: a folder of images, an .npz or .npy, or feeds by input name.
         calib_size: Samples drawn from it.
-        preprocess: For images; see ``onnxq.preprocess.resolve`` for what happens without.
+        preprocess: For images; see ``onnxq.samples.preprocess.resolve`` for what happens without.
         per_tensor: One weight scale for a layer instead of one for each output channel.
         group_size: One weight scale for so many input channels, of models with float activations.
         attention: Products of two activations run on integers, too.

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict
 
 from onnxq._version import __version__
 from onnxq.errors import CalibrationError, OnnxqError, PassError, UsageError
-from onnxq.lessons import Lessons
-from onnxq.model import Model
+from onnxq.graph.model import Model
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.observe import Observer
+from onnxq.samples.lessons import Lessons
 from onnxq.visit import Correction, Visit
 
 

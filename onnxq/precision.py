@@ -7,15 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxq.data import Samples, batches, first_batch, without
 from onnxq.errors import CalibrationError
-from onnxq.inspect import multiply_accumulates
-from onnxq.model import Model
+from onnxq.evidence.inspect import multiply_accumulates
+from onnxq.graph.model import Model
 from onnxq.numerics.relief import cheapest
 from onnxq.numerics.smoothing import LEFT
 from onnxq.progress import Progress
 from onnxq.recipe import Recipe, Relief
 from onnxq.runtime import Session, in_order
+from onnxq.samples.data import Samples, batches, first_batch, without
 from onnxq.sensitivity import SILENT, Judge, Rounding, alone, prices, roundings, unemitted
 from onnxq.spec import Array
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from onnxq._version import __version__
-from onnxq.calibration import Calibration
-from onnxq.data import Images, Samples
 from onnxq.errors import UnsupportedModel, UsageError
-from onnxq.layers import WEIGHTED
-from onnxq.model import Model
+from onnxq.graph.layers import WEIGHTED
+from onnxq.graph.model import Model
+from onnxq.graph.storage import newest_opset
 from onnxq.pipeline import LearnedPass, Outcome, run
 from onnxq.precision import Fit, fit
-from onnxq.preprocess import ASSUMED, METADATA_KEY, Preprocess
 from onnxq.recipe import METADATA_KEY as RECIPE_KEY
 from onnxq.recipe import Recipe
-from onnxq.storage import newest_opset
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import Images, Samples
+from onnxq.samples.preprocess import ASSUMED, METADATA_KEY, Preprocess
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 WITHOUT_TRAINING = "nothing was learned: all samples went to the passes before, run once more"

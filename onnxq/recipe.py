@@ -19,6 +19,7 @@ from pydantic import (
 
 import onnxq.passes  # noqa: F401  (registers the passes)
 from onnxq.errors import InputError, UsageError
+from onnxq.graph.storage import OLDEST, OPSET, needed_opset
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.compensate_rounding import CompensateRounding
 from onnxq.passes.correct_bias import CorrectBias
@@ -36,8 +37,7 @@ from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.reconstruct_blocks import ReconstructBlocks
 from onnxq.passes.search_sigma import SearchSigma
 from onnxq.pipeline import REGISTRY, LearnedPass, Pass
-from onnxq.preprocess import explain
-from onnxq.storage import OLDEST, OPSET, needed_opset
+from onnxq.samples.preprocess import explain
 
 METADATA_KEY = "onnxq.recipe"
 ActBits = int | Literal["float"]

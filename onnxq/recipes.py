@@ -6,6 +6,7 @@ from typing import TypedDict
 from pydantic import ValidationError
 
 from onnxq.errors import UsageError
+from onnxq.graph.storage import OLDEST
 from onnxq.numerics.levels import WIDTHS
 from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.absorb_bias import AbsorbBias
@@ -46,9 +47,8 @@ from onnxq.passes.split_shared import SplitShared
 from onnxq.passes.turn_depth_to_space import TurnDepthToSpace
 from onnxq.passes.unroll_transposed import UnrollTransposed
 from onnxq.pipeline import LearnedPass, Pass
-from onnxq.preprocess import explain
 from onnxq.recipe import ActBits, Recipe
-from onnxq.storage import OLDEST
+from onnxq.samples.preprocess import explain
 
 PREPARATION: tuple[Pass, ...] = (
     Normalize(),

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from onnxq.errors import InputError
-from onnxq.model import INLINE_LIMIT, Model
+from onnxq.graph.model import INLINE_LIMIT, Model
 from onnxq.spec import Array
 
 Feeds = Mapping[str, Array]

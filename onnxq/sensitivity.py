@@ -16,14 +16,14 @@ from typing import Literal
 
 import numpy as np
 
-from onnxq.data import Batch
-from onnxq.layers import layers
-from onnxq.model import Model
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model
+from onnxq.graph.placement import Placement, data_inputs, place, root_of
 from onnxq.numerics import affine
 from onnxq.numerics.metrics import Fidelity, noise_to_signal
-from onnxq.placement import Placement, data_inputs, place, root_of
 from onnxq.recipe import Relief
 from onnxq.runtime import Session
+from onnxq.samples.data import Batch
 from onnxq.spec import Array
 
 # What a node without weights costs in floats, as a share of all multiply-accumulates.

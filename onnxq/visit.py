@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxq.layers import Layer
-from onnxq.model import Model
+from onnxq.graph.layers import Layer
+from onnxq.graph.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.moments import InputMoments
 from onnxq.runtime import in_order

@@ -12,17 +12,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from threadpoolctl import threadpool_limits
 
-from onnxq.data import Batch
-from onnxq.layers import Layer, layers
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layers
+from onnxq.graph.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.bias import fit_weight, quantize_bias
 from onnxq.numerics.moments import OutputMoments
 from onnxq.numerics.unfold import Window, count_places, patches
 from onnxq.pipeline import LayerPass, Outcome
 from onnxq.runtime import in_order
+from onnxq.samples.data import Batch
+from onnxq.samples.stream import Stream
 from onnxq.spec import Floats, Ints, QTensor
-from onnxq.stream import Stream
 from onnxq.visit import Portion, Visit
 
 # Rows of its input that a layer is judged by: so many for each input of an output channel, within

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from onnxq._version import __version__
-from onnxq.calibration import Calibration
 from onnxq.conversion import doubts
-from onnxq.data import Data, Images, Samples, batches, first_batch
 from onnxq.errors import CalibrationError
-from onnxq.evaluate import Comparison, compare
-from onnxq.exactness import largest_change
-from onnxq.model import Model, load
+from onnxq.evidence.evaluate import Comparison, compare
+from onnxq.evidence.exactness import largest_change
+from onnxq.evidence.validation import assumptions
+from onnxq.graph.model import Model, load
+from onnxq.graph.protos import file_size
 from onnxq.numerics.observe import Histogram, MinMax, Observer
-from onnxq.preprocess import ASSUMED, Preprocess, resolve
 from onnxq.progress import Progress
-from onnxq.protos import file_size
 from onnxq.quantization import prepare, quantize, refuse_quantized
 from onnxq.recipe import Recipe
 from onnxq.runtime import Feeds, Session, cpu_note, version
-from onnxq.sources import open_samples
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import Data, Images, Samples, batches, first_batch
+from onnxq.samples.preprocess import ASSUMED, Preprocess, resolve
+from onnxq.samples.sources import open_samples
 from onnxq.spec import Array
-from onnxq.validation import assumptions
 
 # Bytes of decoded images kept, for calibration and judging each; what is beyond is read again.
 HELD_IMAGES = 2**29

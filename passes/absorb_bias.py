@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxq.layers import Layer, pads
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, pads
+from onnxq.graph.model import Model
+from onnxq.graph.regions import Region, regions
 from onnxq.numerics import equalize, fold
 from onnxq.numerics.observe import ChannelMoments, Observer
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.regions import Region, regions
 from onnxq.spec import Floats
 
 # f(x - c) = f(x) - c for x >= c >= 0; an AveragePool must not see padding.

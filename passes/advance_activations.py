@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import layer_of
-from onnxq.model import Model
+from onnxq.graph.layers import layer_of
+from onnxq.graph.model import Model
+from onnxq.graph.placement import COMPANIONS, bounds
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import COMPANIONS, bounds
 
 # They take each value from one place, or the largest of some, and make no more of them.
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose",

@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import WEIGHTED
-from onnxq.model import INLINE_LIMIT, Model
+from onnxq.graph.layers import WEIGHTED
+from onnxq.graph.model import INLINE_LIMIT, Model
+from onnxq.graph.protos import check_proto, keep_names
 from onnxq.passes.fold_sizes import fold_sizes
 from onnxq.passes.normalize import fold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.protos import check_proto, keep_names
 
 # Elements; what is larger is left to be made at load, as a grid of positions that is computed.
 LARGEST_RESULT = 1 << 13

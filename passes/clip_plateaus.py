@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import Model, is_number
+from onnxq.graph.model import Model, is_number
+from onnxq.graph.placement import without_products
 from onnxq.numerics.observe import MinMax, Observer
 from onnxq.numerics.plateaus import APART, POINTS, flat
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import without_products
 from onnxq.runtime import evaluate
 from onnxq.spec import Floats
 

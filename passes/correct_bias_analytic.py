@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.layers import layers
-from onnxq.model import Model
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model
+from onnxq.graph.propagation import propagate, read, response, unknown
 from onnxq.numerics import affine
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.propagation import propagate, read, response, unknown
 
 
 class CorrectBiasAnalytic(Pass):

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from onnxq.lessons import Lessons
-from onnxq.model import Model
+from onnxq.graph.model import Model
 from onnxq.pipeline import LearnedPass, Outcome
+from onnxq.samples.lessons import Lessons
 
 # The fewer bits, the farther weights have to go: rates are multiplied by this.
 PACE = {1: 3.0, 2: 3.0, 3: 2.0}

@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import layer_of
-from onnxq.model import FLOAT, Model
+from onnxq.graph.layers import layer_of
+from onnxq.graph.model import FLOAT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # Exporters write the end of an axis so; no tensor has as many values.

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from onnxq.model import Model
+from onnxq.graph.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 

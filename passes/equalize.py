@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.layers import Layer
-from onnxq.model import Model
+from onnxq.graph.layers import Layer
+from onnxq.graph.model import Model
+from onnxq.graph.regions import Region, over_inputs, over_outputs, regions, unreached
 from onnxq.numerics import equalize
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.regions import Region, over_inputs, over_outputs, regions, unreached
 from onnxq.spec import Floats
 
 # What all channels of a region have in common spreads slowly along a deep network: mobilenetv2 of

@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from onnxq.gates import gates
-from onnxq.gridded import Gridded, observers
-from onnxq.model import Model
+from onnxq.graph.gates import gates
+from onnxq.graph.gridded import Gridded, observers
+from onnxq.graph.model import Model
+from onnxq.graph.pointwise import unlock, unlockable
+from onnxq.graph.regions import Region, regions
 from onnxq.numerics import smoothing
 from onnxq.numerics.observe import Observer
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.pointwise import unlock, unlockable
-from onnxq.regions import Region, regions
 from onnxq.spec import Floats
 
 # Less than this part of the noise is not worth it: so well the noise of weights is not known.

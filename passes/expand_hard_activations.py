@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import Model
+from onnxq.graph.model import Model
+from onnxq.graph.placement import without_products
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import without_products
 
 # The alpha and beta of HardSwish; those of HardSigmoid are attributes.
 SWISH = (1 / 6, 0.5)

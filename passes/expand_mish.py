@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import Model
+from onnxq.graph.model import Model
+from onnxq.graph.placement import without_products
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import without_products
 
 # From here on the quotient is 1 in float32, and n far from its largest value.
 OPEN = 20.0

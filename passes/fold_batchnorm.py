@@ -10,8 +10,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import ARITHMETIC, Layer, layer_of, pads
-from onnxq.model import Model
+from onnxq.graph.layers import ARITHMETIC, Layer, layer_of, pads
+from onnxq.graph.model import Model
 from onnxq.numerics import fold
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array, Floats

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.model import Model
+from onnxq.graph.model import Model
 from onnxq.passes.normalize import fold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Ints

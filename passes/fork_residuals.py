@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from onnxq.layers import layer_of
-from onnxq.model import Model
+from onnxq.graph.layers import layer_of
+from onnxq.graph.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # What hands a tensor on as it is, and with it all errors of its grid.

@@ -12,10 +12,10 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import UnsupportedModel
-from onnxq.model import Model, is_number
+from onnxq.graph.model import Model, is_number
+from onnxq.graph.placement import factor, moved
 from onnxq.passes.normalize import hold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import factor, moved
 
 # The first with Gelu.
 OPSET = 20

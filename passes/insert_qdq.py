@@ -21,12 +21,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import field_validator
 
-from onnxq.forms import AVERAGED, Forms, forms, regroup
-from onnxq.layers import layer_of
-from onnxq.model import Model
-from onnxq.numerics import affine
-from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import (
+from onnxq.graph.forms import AVERAGED, Forms, forms, regroup
+from onnxq.graph.layers import layer_of
+from onnxq.graph.model import Model
+from onnxq.graph.placement import (
     ACTIVATIONS,
     COMPANIONS,
     MOVES,
@@ -40,9 +38,11 @@ from onnxq.placement import (
     place,
     term,
 )
+from onnxq.graph.storage import OLDEST, Storage
+from onnxq.graph.weights import Weights
+from onnxq.numerics import affine
+from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array, Floats, QParams
-from onnxq.storage import OLDEST, Storage
-from onnxq.weights import Weights
 
 EVERYTHING = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
@@ -106,7 +106,7 @@ class _Emitter:
         self.storage = storage
         self.placement = placement
         self.forms = forms
-        self.weights = Weights(model, storage, forms, outcome)
+        self.weights = Weights(model, storage, forms, outcome.remark)
         self.codes: dict[str, gs.Tensor] = {}
         self.params: dict[str, QParams] = {}
         self.entered: dict[str, gs.Tensor] = {}

@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import layer_of
-from onnxq.model import Model, axes_of
+from onnxq.graph.layers import layer_of
+from onnxq.graph.model import Model, axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array
 

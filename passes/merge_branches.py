@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layer_of
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layer_of
+from onnxq.graph.model import Model
 from onnxq.numerics import branches
 from onnxq.numerics.unfold import Window
 from onnxq.passes.fold_batchnorm import become_conv, unusable

@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import ARITHMETIC, RANDOM, layer_of
-from onnxq.model import FLOAT, FLOAT16, Model, is_number
+from onnxq.graph.layers import ARITHMETIC, RANDOM, layer_of
+from onnxq.graph.model import FLOAT, FLOAT16, Model, is_number
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.runtime import evaluate
 

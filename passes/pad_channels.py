@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layer_of
-from onnxq.model import Model, axes_of
+from onnxq.graph.layers import Layer, layer_of
+from onnxq.graph.model import Model, axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Floats
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.model import Model, axes_of
+from onnxq.graph.model import Model, axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 

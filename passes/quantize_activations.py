@@ -8,12 +8,9 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
-from onnxq.layers import WEIGHTED, Layer, layer_of, layers
-from onnxq.model import Model
-from onnxq.numerics import affine, ranges, tuning
-from onnxq.numerics.observe import Histogram, LayerInput, MinMax, Observer, RowSample
-from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import (
+from onnxq.graph.layers import WEIGHTED, Layer, layer_of, layers
+from onnxq.graph.model import Model
+from onnxq.graph.placement import (
     READERS_OF_SHAPE,
     Placement,
     back_to,
@@ -24,6 +21,9 @@ from onnxq.placement import (
     root_of,
     term,
 )
+from onnxq.numerics import affine, ranges, tuning
+from onnxq.numerics.observe import Histogram, LayerInput, MinMax, Observer, RowSample
+from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array, QParams, activation_spec
 
 # What reads a tensor: a layer, or None for all else, and the factor it was multiplied with before.

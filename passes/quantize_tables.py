@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import HOLDERS, MANY, WEIGHTED
-from onnxq.model import Model
+from onnxq.graph.layers import HOLDERS, MANY, WEIGHTED
+from onnxq.graph.model import Model
 from onnxq.numerics import affine, tables
 from onnxq.pipeline import Outcome, Pass, Statistics
 

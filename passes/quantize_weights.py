@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from onnxq.errors import UnsupportedModel
-from onnxq.layers import Layer, layers
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layers
+from onnxq.graph.model import Model
 from onnxq.numerics import affine, levels, oaq, ranges
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Floats, QParams, QTensor, QuantSpec, weight_spec

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from onnxq.blocks import blocks
-from onnxq.lessons import Lessons
-from onnxq.model import Model
+from onnxq.graph.blocks import blocks
+from onnxq.graph.model import Model
 from onnxq.pipeline import LearnedPass, Outcome
+from onnxq.samples.lessons import Lessons
 
 
 class ReconstructBlocks(LearnedPass):

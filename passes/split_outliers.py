@@ -10,11 +10,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from onnxq.layers import Layer, layers
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layers
+from onnxq.graph.model import Model
+from onnxq.graph.regions import Region, regions
 from onnxq.numerics import outliers
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.regions import Region, regions
 from onnxq.spec import Ints, weight_spec
 
 # Between two layers, these do to a channel that is there twice what they do to each.

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from onnxq.layers import layers
-from onnxq.model import Model
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 

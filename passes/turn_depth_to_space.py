@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layers
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layers
+from onnxq.graph.model import Model
+from onnxq.graph.placement import bounds, without_products
 from onnxq.pipeline import Outcome, Pass, Statistics
-from onnxq.placement import bounds, without_products
 
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 

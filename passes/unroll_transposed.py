@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.layers import Layer, layers
-from onnxq.model import Model
+from onnxq.graph.layers import Layer, layers
+from onnxq.graph.model import Model
 from onnxq.numerics import subpixel
 from onnxq.pipeline import Outcome, Pass, Statistics
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from onnxq.model import Model
+from onnxq.graph.model import Model
 
 # A busy machine would miss a deadline for no reason.
 settings.register_profile("patient", deadline=None)

@@ -61,6 +61,13 @@ def test_numerics_import_numpy_and_themselves_alone():
         assert strangers == set(), module
 
 
+def test_graphs_are_read_without_running_them():
+    below = ("onnxq.errors", "onnxq.files", "onnxq.graph", "onnxq.numerics", "onnxq.spec")
+    for module in within("onnxq.graph"):
+        ours = {name for name in imports(module) if name.startswith("onnxq.")}
+        assert {name for name in ours if not name.startswith(below)} == set(), module
+
+
 def test_only_the_command_line_knows_click():
     assert users("click") <= within("onnxq.cli")
 
@@ -75,8 +82,8 @@ def test_only_recipes_know_the_passes():
 
 def test_passes_know_nothing_of_running_and_reporting():
     for package in (
-        *("onnxq.conversion", "onnxq.data", "onnxq.precision", "onnxq.quantization"),
-        *("onnxq.recipes", "onnxq.report", "onnxq.sensitivity", "onnxq.sources"),
+        *("onnxq.conversion", "onnxq.samples.data", "onnxq.precision", "onnxq.quantization"),
+        *("onnxq.recipes", "onnxq.evidence.report", "onnxq.sensitivity", "onnxq.samples.sources"),
     ):
         assert users(package) & within("onnxq.passes") == set(), package
 
@@ -86,7 +93,7 @@ def test_only_runtime_makes_sessions():
 
 
 def test_only_model_and_runtime_touch_protobufs():
-    assert users("onnx") == {"onnxq.model", "onnxq.protos", "onnxq.runtime"}
+    assert users("onnx") == {"onnxq.graph.model", "onnxq.graph.protos", "onnxq.runtime"}
 
 
 def test_nothing_but_training_needs_torch():

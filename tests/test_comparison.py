@@ -11,16 +11,16 @@ from PIL import Image
 
 import onnxq
 from onnxq import comparison, workbench
-from onnxq.calibration import Calibration
 from onnxq.comparison import Row, Sweep, compare_recipes
-from onnxq.data import Arrays
 from onnxq.demo import unpack
 from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedModel, UsageError
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.numerics.observe import MinMax
-from onnxq.preprocess import PRESETS, Preprocess
 from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import Session
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import Arrays
+from onnxq.samples.preprocess import PRESETS, Preprocess
 from onnxq.workbench import Memo, SharedCalibration, Workbench
 from tests.graphs import build
 

@@ -11,10 +11,10 @@ import pytest
 import onnxq
 from onnxq import precision, quantization
 from onnxq.errors import CalibrationError, UsageError
-from onnxq.model import load
+from onnxq.evidence.report import fit_text
+from onnxq.graph.model import load
 from onnxq.recipe import Recipe, Relief
 from onnxq.recipes import plan
-from onnxq.report import fit_text
 from onnxq.sensitivity import Rounding
 from tests.graphs import build, feeds, quantize
 

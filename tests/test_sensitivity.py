@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from onnxq.calibration import Calibration
-from onnxq.data import batches
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.numerics import affine
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.pipeline import run as run_passes
-from onnxq.preprocess import PRESETS
 from onnxq.recipe import Relief
 from onnxq.runtime import Session
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import batches
+from onnxq.samples.preprocess import PRESETS
 from onnxq.sensitivity import LOUD, Judge, alone, prices, roundings, unemitted
 from tests.graphs import build
 from tests.passes.layerwise import samples

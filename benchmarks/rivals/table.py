@@ -22,12 +22,12 @@ import numpy as np
 import onnx
 
 import onnxq
-from onnxq.bench import bench
-from onnxq.data import Images
-from onnxq.evaluate import compare
-from onnxq.preprocess import resolve
+from onnxq.evidence.bench import bench
+from onnxq.evidence.evaluate import compare
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.data import Images
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 COUNT = 512
 HERE = Path(__file__).resolve().parent

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.bench import Speed, bench
 from onnxq.conversion import convert
+from onnxq.evidence.bench import Speed, bench
+from onnxq.evidence.report import Report
 from onnxq.progress import Progress, silent
-from onnxq.report import Report
 
 
 def demo(

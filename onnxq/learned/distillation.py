@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from onnxq.blocks import blocks
-from onnxq.layers import layers
+from onnxq.graph.blocks import blocks
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.parts import NOT_BY_SAMPLE, Part, give_biases, parts, refusals, surroundings
 from onnxq.learned.quantizers import WeightQuantizer
 from onnxq.learned.teaching import Teaching
 from onnxq.learned.training import INTERRUPTED, LEFT_OUT, UNDONE, Group, optimise
-from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
-from onnxq.model import Model
 from onnxq.pipeline import Outcome
+from onnxq.samples.lessons import Lessons
 
 # Share of the steps that states are averaged over.
 MEMORY = 0.15

@@ -8,13 +8,13 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor, nn
 
-from onnxq.layers import layers
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model
+from onnxq.graph.placement import ACTIVATIONS, Placement, place, root_of
 from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
 from onnxq.learned.rounding import SoftRounding
 from onnxq.lowering import Lowered
 from onnxq.lowering.registry import Function, tensor_of
-from onnxq.model import Model
-from onnxq.placement import ACTIVATIONS, Placement, place, root_of
 
 FAKE_QUANTIZE = "FakeQuantize"
 # Its attribute with the names of the nodes that it belongs to.

@@ -7,11 +7,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
-from onnxq.layers import layers
-from onnxq.lessons import Lessons
+from onnxq.graph.layers import layers
+from onnxq.graph.model import Model, reads
 from onnxq.lowering import Lowered, Refused
-from onnxq.model import Model, reads
 from onnxq.runtime import Session
+from onnxq.samples.lessons import Lessons
 from onnxq.spec import Array
 
 # Difference to onnxruntime, relative to a tensor's largest value, that float32 explains.

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxq.blocks import Block, flow
+from onnxq.graph.blocks import Block, flow
+from onnxq.graph.model import Model
 from onnxq.learned.augmentation import channels_last
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.parts import Part
 from onnxq.learned.teaching import Tensors
-from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
-from onnxq.model import Model
+from onnxq.samples.lessons import Lessons
 from onnxq.spec import Array, Ints
 
 

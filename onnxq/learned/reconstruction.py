@@ -9,14 +9,14 @@ from collections.abc import Callable, Container
 
 import onnx_graphsurgeon as gs
 
-from onnxq.blocks import Block, nodes_of, single_layers
+from onnxq.graph.blocks import Block, nodes_of, single_layers
+from onnxq.graph.model import Model
 from onnxq.learned.parts import NOT_BY_SAMPLE, give_biases, parts, refusals, surroundings
 from onnxq.learned.prefix import Prefix
 from onnxq.learned.training import INTERRUPTED, LEFT_OUT, UNDONE
 from onnxq.learned.unit import Rates, UnitTraining
-from onnxq.lessons import Lessons
-from onnxq.model import Model
 from onnxq.pipeline import Outcome
+from onnxq.samples.lessons import Lessons
 
 # Share of undecided weights that the user should hear of.
 MOST_UNDECIDED = 0.02

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from onnxq.learned.augmentation import channels_last, drawn, mixed, moved
 from onnxq.learned.network import QuantizedNetwork
-from onnxq.lessons import Lessons
 from onnxq.lowering import Lowered
+from onnxq.samples.lessons import Lessons
 from onnxq.spec import Array, Ints
 
 # Elements of the inputs that run at once, at most, if that is a sample or more.

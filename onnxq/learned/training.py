@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxq.files import TRAININGS, not_a_checkpoint, replacing
-from onnxq.lessons import Lessons
+from onnxq.samples.lessons import Lessons
 from onnxq.spec import Array
 
 # Share of the steps over which learning rates rise, and how often the judge is asked.

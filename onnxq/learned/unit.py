@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's custom)
 from torch import Tensor, nn
 
-from onnxq.blocks import Block
+from onnxq.graph.blocks import Block
 from onnxq.learned.prefix import Prefix
 from onnxq.learned.quantizers import ActivationQuantizer
 from onnxq.learned.rounding import SoftRounding

@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor, nn
 
+from onnxq.graph.model import Model
 from onnxq.lowering.registry import Function, Refused, bind, tensor_of
-from onnxq.model import Model
 
 
 @dataclass(frozen=True)

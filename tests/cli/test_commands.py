@@ -425,8 +425,8 @@ def test_inspect_against_a_quantized_file_shows_the_error_of_each_layer(quantize
 @pytest.fixture
 def hasty(monkeypatch):
     """Timing that proves nothing and takes no time."""
-    monkeypatch.setattr("onnxq.bench.ROUNDS", 3)
-    monkeypatch.setattr("onnxq.bench.SLICE_SECONDS", 0.001)
+    monkeypatch.setattr("onnxq.evidence.bench.ROUNDS", 3)
+    monkeypatch.setattr("onnxq.evidence.bench.SLICE_SECONDS", 0.001)
 
 
 def test_a_model_to_be_timed_that_is_not_there_is_told_as_such(here, onnxq):

@@ -3,17 +3,17 @@
 import numpy as np
 
 from onnxq import pipeline
-from onnxq.calibration import Calibration
-from onnxq.lessons import Lessons
-from onnxq.model import load
+from onnxq.graph.model import load
+from onnxq.graph.placement import Placement, place, root_of
 from onnxq.passes.insert_qdq import InsertQdq
-from onnxq.placement import Placement, place, root_of
-from onnxq.preprocess import Preprocess
 from onnxq.progress import silent
 from onnxq.quantization import prepare
 from onnxq.recipes import build
 from onnxq.runtime import Session, random_feeds
-from onnxq.sources import open_samples
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.lessons import Lessons
+from onnxq.samples.preprocess import Preprocess
+from onnxq.samples.sources import open_samples
 
 # Steps of a grid: one that a tie takes, and what float32 adds.
 STEP = 1.01

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.blocks import blocks, nodes_of, single_layers
+from onnxq.graph.blocks import blocks, nodes_of, single_layers
 from onnxq.passes.correct_bias import CorrectBias
 from tests.graphs import build
 from tests.learned.plans import lessons, planned

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.blocks import blocks, nodes_of, single_layers
-from onnxq.layers import layers
+from onnxq.graph.blocks import blocks, nodes_of, single_layers
+from onnxq.graph.layers import layers
 from onnxq.numerics import affine
 from tests.graphs import build
 from tests.learned.plans import assert_same_as_written, lessons, planned

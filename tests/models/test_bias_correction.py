@@ -7,12 +7,12 @@ import pytest
 import zoo
 
 from onnxq import pipeline, recipes
-from onnxq.data import batches
-from onnxq.model import load
+from onnxq.graph.model import load
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
-from onnxq.preprocess import resolve
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.data import batches
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 # Layers corrected, of all: exporters often fold normalizations, and nothing is left to tell then.

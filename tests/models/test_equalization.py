@@ -7,15 +7,15 @@ import pytest
 import zoo
 
 from onnxq import pipeline
-from onnxq.data import batches
-from onnxq.model import load
+from onnxq.graph.model import load
+from onnxq.graph.regions import regions
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.split_outliers import SplitOutliers
-from onnxq.preprocess import resolve
 from onnxq.recipes import PREPARATION
-from onnxq.regions import regions
 from onnxq.runtime import Session, random_feeds
-from onnxq.sources import open_samples
+from onnxq.samples.data import batches
+from onnxq.samples.preprocess import resolve
+from onnxq.samples.sources import open_samples
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 # Regions equalized, those of them behind a Clip(0, c), layers with split channels. A number that

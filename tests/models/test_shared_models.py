@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import onnxq
-from onnxq.evaluate import compare
-from onnxq.preprocess import read
+from onnxq.evidence.evaluate import compare
 from onnxq.recipes import build
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.preprocess import read
+from onnxq.samples.sources import open_samples
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 RESNET = SHARED / "models" / "resnet20_cifar10.onnx"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto
 from onnxq.numerics.unfold import count_places, patches
 from tests.graphs import build, run
 

@@ -3,13 +3,13 @@
 import numpy as np
 
 from onnxq import recipes
-from onnxq.calibration import Calibration
-from onnxq.data import Arrays
-from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto
 from onnxq.pipeline import run
-from onnxq.preprocess import PRESETS
 from onnxq.runtime import Session
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.data import Arrays
+from onnxq.samples.preprocess import PRESETS
 
 # Every kind of layer, most of them without a bias; inputs are not centred.
 LAYERS = {

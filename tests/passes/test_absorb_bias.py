@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from onnxq import pipeline
-from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.equalize import Equalize
 from onnxq.runtime import Session

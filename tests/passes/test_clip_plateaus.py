@@ -7,12 +7,12 @@ import onnx
 import pytest
 
 from onnxq import pipeline
-from onnxq.calibration import Calibration
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.passes.clip_plateaus import ClipPlateaus
-from onnxq.preprocess import Preprocess
 from onnxq.runtime import Input
-from onnxq.sources import open_samples
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.preprocess import Preprocess
+from onnxq.samples.sources import open_samples
 from onnxq.spec import SAFE
 from tests.graphs import build, feeds, quantize, run
 

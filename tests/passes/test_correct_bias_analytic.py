@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from onnxq import pipeline, recipes
-from onnxq.data import Arrays
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.runtime import Session
+from onnxq.samples.data import Arrays
 from tests.graphs import build, norm
 from tests.passes.layerwise import results
 

@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from onnxq import pipeline
-from onnxq.inspect import inspect
-from onnxq.layers import layers
-from onnxq.model import from_proto, load
+from onnxq.evidence.inspect import inspect
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto, load
+from onnxq.graph.regions import regions
 from onnxq.passes.equalize import TOLERANCE, Equalize
 from onnxq.recipes import PREPARATION
-from onnxq.regions import regions
 from tests.graphs import after, build, feeds, ops, quantize, run
 
 HEAD = "(float[2,4,6,6] x) => (float[] y)"

@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from onnxq import pipeline, recipes
-from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto
+from onnxq.graph.regions import regions
 from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.expand_hard_activations import ExpandHardActivations
 from onnxq.passes.fork_residuals import ForkResiduals
-from onnxq.regions import regions
 from tests.graphs import build, feeds, ops, quantize, run
 from tests.passes.test_absorb_bias import calibration
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.normalize import Normalize
 from tests.graphs import after, build, feeds, norm, ops, run

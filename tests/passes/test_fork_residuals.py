@@ -3,12 +3,12 @@
 import numpy as np
 
 from onnxq import recipes
-from onnxq.calibration import Calibration
-from onnxq.model import from_proto
+from onnxq.graph.model import from_proto
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.pipeline import run
-from onnxq.preprocess import PRESETS
 from onnxq.runtime import Session
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.preprocess import PRESETS
 from tests.graphs import build
 from tests.passes.layerwise import samples
 

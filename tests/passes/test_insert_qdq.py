@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from onnxq.errors import UnsupportedModel
-from onnxq.inspect import inspect
-from onnxq.model import load
+from onnxq.evidence.inspect import inspect
+from onnxq.graph.model import load
+from onnxq.graph.placement import MOVES
 from onnxq.numerics import affine, groups, ranges
-from onnxq.placement import MOVES
 from onnxq.spec import weight_spec
 from tests.graphs import build, feeds, quantize, run
 

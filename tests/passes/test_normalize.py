@@ -3,7 +3,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.layers import layers
+from onnxq.graph.layers import layers
 from onnxq.passes.normalize import LARGEST_RESULT, Normalize
 from tests.graphs import after, build, feeds, norm, ops, run
 

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.evidence.validation import quantized_against
 from onnxq.passes.pad_channels import VECTOR, PadChannels
-from onnxq.validation import quantized_against
 from tests.graphs import after, build, feeds, quantize, run
 
 BLOCK = "e = Conv(x, w) r = {act} d = Conv<group=24, pads=[1,1,1,1]>(r, v, b) s = Clip(d, lo, hi) "

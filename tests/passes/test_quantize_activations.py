@@ -4,16 +4,16 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.calibration import Calibration
-from onnxq.inspect import inspect
-from onnxq.model import from_proto, load
+from onnxq.evidence.inspect import inspect
+from onnxq.graph.model import from_proto, load
 from onnxq.numerics import tuning
 from onnxq.numerics.observe import Histogram
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.pipeline import run
-from onnxq.preprocess import PRESETS
 from onnxq.runtime import Session
-from onnxq.sources import open_samples
+from onnxq.samples.calibration import Calibration
+from onnxq.samples.preprocess import PRESETS
+from onnxq.samples.sources import open_samples
 from onnxq.spec import activation_spec
 from tests.graphs import build, feeds, quantize
 from tests.graphs import run as ort_run

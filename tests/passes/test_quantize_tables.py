@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.inspect import unquantized
-from onnxq.layers import MANY
-from onnxq.model import from_proto, load
+from onnxq.evidence.inspect import unquantized
+from onnxq.graph.layers import MANY
+from onnxq.graph.model import from_proto, load
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_tables import QuantizeTables
 from tests.graphs import after, build, feeds, ops, quantize, run

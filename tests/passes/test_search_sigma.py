@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.layers import layers
+from onnxq.graph.layers import layers
 from onnxq.numerics import oaq
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.search_sigma import SearchSigma

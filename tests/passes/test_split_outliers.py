@@ -5,8 +5,8 @@ import onnx
 import pytest
 
 from onnxq import pipeline, recipes
-from onnxq.layers import layers
-from onnxq.model import from_proto
+from onnxq.graph.layers import layers
+from onnxq.graph.model import from_proto
 from onnxq.numerics import outliers
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.spec import weight_spec

@@ -1,0 +1,1 @@
+"""What a file is like beside the float model: accuracy, layers, kernels, speed, and the report."""

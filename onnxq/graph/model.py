@@ -1,0 +1,564 @@
+"""An ONNX model in memory: a graphsurgeon graph and everything graphsurgeon forgets.
+
+This file contains graphsurgeon's traps: it drops metadata, documentation, model version and some
+attribute kinds, stamps an IR version onnxruntime refuses, cannot pack 4-bit constants once their
+values were read, accepts two tensors of one name and sorts recursively. What it drops is kept aside
+(protos.py) and put back; the rest is done here instead.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import mmap
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto, inliner, numpy_helper, version_converter
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxq.errors import InputError, UnsupportedModel
+from onnxq.files import check_model_path, check_writable, data_file, replacing
+from onnxq.graph.protos import (
+    Aside,
+    all_nodes,
+    attach_external,
+    densify,
+    mapped,
+    name_nodes,
+    numbered,
+    set_aside,
+    take_unreadable,
+    texts,
+    without_traces,
+)
+from onnxq.spec import Array, Floats, QParams, QTensor
+
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+
+# Protobuf stops at 2 GiB; above this the weights go to a data file beside the model.
+INLINE_LIMIT = 3 * 2**29
+# Tensors smaller than this stay in the model file even when the weights do not.
+EXTERNAL_MIN = 1024
+# Below the first, initializers have to be graph inputs as well, which passes do not keep up; the
+# second is the newest that every supported onnxruntime (>= 1.23) reads, and opset 21 needs it.
+MIN_IR, MAX_IR = 4, 10
+
+# ONNX's codes of the element types passes name.
+FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
+INT8, INT32 = int(TensorProto.INT8), int(TensorProto.INT32)
+
+
+@dataclass
+class Model:
+    """A mutable model. Passes edit ``graph`` and fill in the quantization plan.
+
+    Attributes:
+        graph: The graphsurgeon graph; every node in it has a unique name.
+        path: Where the model was loaded from, if it was.
+        notes: What had to be done to read the model, one sentence each.
+        weights: Plan: layer name to its integer weight.
+        activations: Plan: tensor name to its grid.
+        tables: Plan: name of a constant that is no layer's weight, and has the values of its codes,
+            to these.
+        kept_float: Plan: node name to the reason why it stays float.
+        moments: Tensor name to mean and standard deviation of its channels along axis 1, each
+            float64 (channels,), in the float model on its training data, where a batch
+            normalization told them. A pass that changes the channels of a tensor keeps this up.
+        filled: Layer name to how many of its output channels are zeros that a pass added.
+        metadata: The file's ``metadata_props``.
+    """
+
+    graph: gs.Graph
+    aside: Aside
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    weights: dict[str, QTensor] = field(default_factory=dict)
+    activations: dict[str, QParams] = field(default_factory=dict)
+    tables: dict[str, QTensor] = field(default_factory=dict)
+    kept_float: dict[str, str] = field(default_factory=dict)
+    moments: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    # -- reading the graph ---------------------------------------------------------------------
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return int(self.graph.opset)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants, as they lie in memory."""
+        return sum(_nbytes(c) for c in self.constants())
+
+    def constants(self) -> list[gs.Constant]:
+        """The distinct constants of the main graph, in order of first use."""
+        inputs = itertools.chain.from_iterable(node.inputs for node in self.graph.nodes)
+        outputs = iter(self.graph.outputs)
+        found = (t for t in itertools.chain(inputs, outputs) if isinstance(t, gs.Constant))
+        return list({id(t): t for t in found}.values())
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether ``tensor`` leaves the graph."""
+        return any(tensor is out for out in self.graph.outputs)
+
+    def captured(self) -> set[str]:
+        """Names of the tensors that the bodies of control flow nodes read."""
+        bodies = self.graph.subgraphs(recursive=True)
+        return {t.name for body in bodies for node in body.nodes for t in node.inputs}
+
+    def single_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The only reader of ``tensor``; None if there are several or it leaves the graph."""
+        if len(tensor.outputs) != 1 or self.is_output(tensor):
+            return None
+        return tensor.outputs[0]
+
+    def names(self) -> set[str]:
+        """Every tensor and node name, subgraphs and functions included; built once per graph."""
+        known: tuple[gs.Graph, set[str]] | None = vars(self).get("_known_names")
+        if known is None or known[0] is not self.graph:
+            bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
+            names = {t.name for body in bodies for t in (*body.inputs, *body.outputs)}
+            for node in itertools.chain.from_iterable(body.nodes for body in bodies):
+                names.add(node.name)
+                names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
+            known = (self.graph, names)
+            self._known_names = known
+        return known[1]
+
+    def fresh(self, wish: str) -> str:
+        """A name no tensor or node of the model has, as close to ``wish`` as can be."""
+        taken = self.names()
+        name = next(n for n in numbered(wish) if n not in taken)
+        taken.add(name)
+        return name
+
+    # -- editing the graph ---------------------------------------------------------------------
+
+    def constant(self, wish: str, values: Array) -> gs.Constant:
+        """A new constant; ml_dtypes' sub-byte dtypes are packed as ONNX packs them."""
+        name = self.fresh(wish)
+        if values.dtype in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2):
+            return gs.Constant(name, LazyValues(numpy_helper.from_array(values, name)))
+        return gs.Constant(name, np.ascontiguousarray(values).reshape(values.shape))
+
+    def variable(self, wish: str) -> gs.Variable:
+        """A new tensor without a producer."""
+        return gs.Variable(self.fresh(wish))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        *outputs: gs.Tensor,
+        name: str | None = None,
+        **attrs: Any,
+    ) -> gs.Node:
+        """Append a node; ``tidy`` puts it in its place."""
+        label = self.fresh(name or f"{outputs[0].name}_{op}")
+        node = gs.Node(op, label, attrs, inputs=list(inputs), outputs=list(outputs))
+        self.graph.nodes.append(node)
+        return node
+
+    def shorten(self, kept: Collection[str]) -> None:
+        """Give tensors and nodes that are not ``kept`` names of a few letters.
+
+        A tensor is named by its maker and by each of its readers: where layers are thin, names
+        outweigh weights. What enters or leaves the graph, and what bodies name, keeps its name; no
+        new name is one of the file that the model came from.
+        """
+        ends = [*self.graph.inputs, *self.graph.outputs]
+        known = {*kept, *self.captured(), *(tensor.name for tensor in ends)}
+        taken = known | self.names() | self.aside.names
+        short = (name for name in map("t{}".format, itertools.count()) if name not in taken)
+        tensors = {id(t): t for node in self.graph.nodes for t in (*node.inputs, *node.outputs)}
+        for item in (*tensors.values(), *self.graph.nodes):
+            if item.name and item.name not in known:
+                item.name = next(short)
+        vars(self).pop("_known_names", None)
+
+    def redirect(self, old: gs.Tensor, new: gs.Tensor, but: Iterable[gs.Node] = ()) -> None:
+        """Let every reader of ``old`` read ``new`` instead, except the nodes in ``but``."""
+        kept = {id(node) for node in but}
+        for node in list(old.outputs):
+            if id(node) not in kept:
+                for i, tensor in enumerate(node.inputs):
+                    if tensor is old:
+                        node.inputs[i] = new
+
+    def bypass(self, node: gs.Node) -> bool:
+        """Remove a node that hands its first input on; False if the graph's signature forbids it.
+
+        The tensor that survives keeps the name the outside knows: an output's name wins.
+        """
+        source, result = node.inputs[0], node.outputs[0]
+        if self.is_output(result):
+            if isinstance(source, gs.Constant) or not source.inputs or self.is_output(source):
+                return False
+            producer = source.inputs[0]
+            node.inputs.clear()
+            node.outputs.clear()
+            producer.outputs[[id(t) for t in producer.outputs].index(id(source))] = result
+            self.redirect(source, result)
+        else:
+            node.inputs.clear()
+            node.outputs.clear()
+            self.redirect(result, source)
+        return True
+
+    def become_constant(self, node: gs.Node, values: Array) -> bool:
+        """Replace a node by the value of its first output; False if that leaves the graph."""
+        result = node.outputs[0]
+        if self.is_output(result):
+            return False
+        node.inputs.clear()
+        node.outputs.clear()
+        constant = gs.Constant(result.name, np.ascontiguousarray(values).reshape(values.shape))
+        self.redirect(result, constant)
+        return True
+
+    def shapes(self, *, propagated: bool = False) -> dict[str, tuple[int | None, ...]]:
+        """Shapes of the tensors ONNX's shape inference can tell, None for a size that is open.
+
+        What the model declares may be wrong, but for its inputs: if ``propagated``, it does not
+        count, and sizes are followed through what is computed from them.
+        """
+        with self._referred(_placeholder):
+            proto = self.to_proto()
+        if propagated:
+            del proto.graph.value_info[:]
+        try:
+            graph = onnx.shape_inference.infer_shapes(proto, data_prop=propagated).graph
+        except Exception:
+            return {}
+        declared = () if propagated else graph.output
+        known = itertools.chain(graph.value_info, graph.input, declared)
+        return {
+            v.name: tuple(
+                d.dim_value if d.HasField("dim_value") else None
+                for d in v.type.tensor_type.shape.dim
+            )
+            for v in known
+            if v.type.tensor_type.HasField("shape")
+        }
+
+    def ranks(self) -> dict[str, int]:
+        """Number of axes of the tensors of ``shapes``."""
+        return {name: len(shape) for name, shape in self.shapes().items()}
+
+    def drop_traces(self) -> int:
+        """Forget where in a program each node came from; the number of bytes that saves."""
+        before, after = self.aside.nodes, without_traces(self.aside.nodes)
+        self.aside = replace(self.aside, nodes=after)
+        return sum(before[name].ByteSize() - after[name].ByteSize() for name in before)
+
+    def tidy(self) -> None:
+        """Drop nodes nobody reads and sort the others topologically, near their old order.
+
+        Moments of tensors that are gone are forgotten: a name may come back.
+
+        Raises:
+            InputError: The graph has a cycle.
+        """
+        nodes = self.graph.nodes
+        alive: set[int] = set()
+        wanted = [t.inputs[0] for t in self.graph.outputs if t.inputs]
+        while wanted:
+            node = wanted.pop()
+            if id(node) not in alive:
+                alive.add(id(node))
+                wanted += [t.inputs[0] for t in reads(node) if t.inputs]
+        for node in [n for n in nodes if id(n) not in alive]:
+            node.inputs.clear()
+            node.outputs.clear()
+        here = {id(node) for node in nodes}
+        done: set[int] = set()
+        entered: set[int] = set()
+        ordered: list[gs.Node] = []
+        for root in (n for n in nodes if id(n) in alive):
+            stack = [(root, False)]
+            while stack:
+                node, ready = stack.pop()
+                if id(node) in done or id(node) not in here:
+                    continue
+                if ready:
+                    done.add(id(node))
+                    ordered.append(node)
+                    continue
+                if id(node) in entered:
+                    raise InputError(f"{self.path or 'the model'}: has a cycle at {node.name}")
+                entered.add(id(node))
+                stack.append((node, True))
+                stack += [(t.inputs[0], False) for t in reversed(reads(node)) if t.inputs]
+        self.graph.nodes = ordered
+        left = {t.name for node in ordered for t in (*node.inputs, *node.outputs)}
+        self.moments = {name: m for name, m in self.moments.items() if name in left}
+
+    def clone(self) -> "Model":
+        """An independent graph over the same, shared weight arrays."""
+        return Model(
+            self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
+            dict(self.activations), dict(self.tables), dict(self.kept_float), dict(self.moments),
+            dict(self.filled), dict(self.metadata),
+        )  # fmt: skip
+
+    def replace_by(self, proto: ModelProto, held: Mapping[str, Any] | None = None) -> None:
+        """Take over a graph that a tool outside made of this one, keeping what it lost.
+
+        Args:
+            proto: What the tool made.
+            held: Values of tensors that ``proto`` holds placeholders for.
+        """
+        for node in all_nodes(proto.graph):
+            take_unreadable(node)
+        self.graph = _import(proto, held)
+
+    def raise_opset(self, version: int) -> None:
+        """Raise the default opset with ONNX's official converter; no-op if it is high enough.
+
+        Raises:
+            UnsupportedModel: The converter has no way from here to there.
+        """
+        before = self.opset
+        if before >= version:
+            return
+        if before < 21 <= version and any(n.op == "GroupNormalization" for n in self.graph.nodes):
+            # The converter leaves its scale as it is, which was one for each group.
+            raise UnsupportedModel(
+                f"opset {before} cannot be raised to {version} (GroupNormalization has another "
+                f"meaning from 21 on): export the model again with opset 21 or newer"
+            )
+        try:
+            with self._referred(_placeholder) as held:
+                # The converter drops functions: their bodies take the place of the calls first.
+                inlined = inliner.inline_local_functions(self.to_proto(), convert_version=True)
+            raised = version_converter.convert_version(inlined, version)
+        except Exception as cause:
+            reason = str(cause).strip().splitlines()[-1].rpartition(" failed: ")[2]
+            raise UnsupportedModel(
+                f"opset {before} cannot be raised to {version} ({reason}): export the model again "
+                f"with opset {version} or newer"
+            ) from cause
+        self.replace_by(raised, held)
+        self.notes.append(f"opset raised from {before} to {version}")
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def to_proto(self) -> ModelProto:
+        """The model as one protobuf, weights inline."""
+        proto: ModelProto = gs.export_onnx(self.graph, do_type_check=False)
+        aside = self.aside
+        header = aside.header
+        proto.domain, proto.model_version = header.domain, header.model_version
+        proto.producer_name, proto.producer_version = header.producer_name, header.producer_version
+        proto.doc_string = header.doc_string
+        proto.graph.doc_string = header.graph.doc_string
+        proto.graph.metadata_props.extend(header.graph.metadata_props)
+        for key, value in self.metadata.items():
+            proto.metadata_props.add(key=key, value=value)
+        for info in itertools.chain(proto.graph.input, proto.graph.output):
+            if info.name in aside.values:
+                info.CopyFrom(aside.values[info.name])
+        for node in all_nodes(proto.graph):
+            if (lost := aside.nodes.get(node.name)) is not None:
+                if lost.doc_string:
+                    node.doc_string = lost.doc_string
+                node.metadata_props.extend(lost.metadata_props)
+                if node.op_type == lost.op_type:
+                    node.attribute.extend(lost.attribute)
+        needed = onnx.helper.find_min_ir_version_for(proto.opset_import, True)
+        proto.ir_version = min(max(header.ir_version, needed, MIN_IR), MAX_IR)
+        return proto
+
+    def to_bytes(self) -> bytes:
+        """Serialized protobuf with the weights inline; the same model gives the same bytes."""
+        return bytes(self.to_proto().SerializeToString(deterministic=True))
+
+    def digest(self) -> str:
+        """SHA-256 of ``to_proto``, piece by piece: one protobuf cannot hold every model's bytes."""
+        proto, hasher = self.to_proto(), hashlib.sha256()
+        graph = proto.graph
+        for part in (*graph.input, *graph.node, *graph.initializer, *graph.output):
+            hasher.update(part.SerializeToString(deterministic=True))
+        proto.ClearField("graph")
+        hasher.update(proto.SerializeToString(deterministic=True))
+        return hasher.hexdigest()
+
+    def save(self, path: Path, force: bool = False) -> None:
+        """Write the model; nothing appears under ``path`` until all of it is written.
+
+        Above ``INLINE_LIMIT`` the weights go to ``path`` + ".data", streamed from where they lie.
+
+        Raises:
+            UsageError: ``path`` is the file the model came from, or exists and ``force`` is off, or
+                its folder is missing.
+        """
+        check_writable(path, self.path, force)
+        if self.nbytes <= INLINE_LIMIT:
+            with replacing(path) as temporary:
+                temporary.write_bytes(self.to_bytes())
+            return
+        data = data_file(path)
+        check_writable(data, None, force)
+        with replacing(path) as temporary, replacing(data) as temporary_data:
+            with (
+                temporary_data.open("wb") as sink,
+                self._referred(lambda constant: _external(constant, sink, data.name)),
+            ):
+                proto = self.to_proto()
+            temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+    @contextlib.contextmanager
+    def _referred(self, refer: Callable[[gs.Constant], TensorProto]) -> Iterator[dict[str, Any]]:
+        """Until exit, the large constants export as what ``refer`` makes of them.
+
+        Yields their values by name.
+        """
+        large = [c for c in self.constants() if _nbytes(c) >= EXTERNAL_MIN]
+        held = {constant.name: constant._values for constant in large}
+        try:
+            for constant in large:
+                constant._values = LazyValues(refer(constant))
+            yield held
+        finally:
+            for constant in large:
+                constant._values = held[constant.name]
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read an ONNX file, with external data left on disk until it is used.
+
+    Raises:
+        UsageError: The path is not UTF-8.
+        InputError: The file is missing, truncated or not ONNX, a text in it is not UTF-8, or its
+            external data are missing, truncated or outside the model's folder.
+        UnsupportedModel: The file holds no runnable graph.
+    """
+    path = Path(path)
+    check_model_path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    proto = ModelProto()
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as window,
+        ):
+            proto.ParseFromString(window)
+    except (DecodeError, ValueError) as cause:  # an empty file cannot be mapped
+        raise InputError(f"{path}: not an ONNX model, or truncated") from cause
+    if not proto.graph.node or not proto.opset_import:
+        raise InputError(f"{path}: not an ONNX model, or one without a graph")
+    if (odd := next((t for t in texts(proto) if isinstance(t, bytes)), None)) is not None:
+        raise InputError(
+            f"{path}: {odd[:80]!r} in it is not UTF-8: export it again with other names"
+        )
+    attach_external(proto, path)
+    return from_proto(proto, path)
+
+
+def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
+    """A model over ``proto``, which from then on belongs to it."""
+    notes = []
+    if proto.ir_version > MAX_IR:
+        notes.append(f"IR version lowered from {proto.ir_version} to {MAX_IR}")
+    metadata = {p.key: p.value for p in proto.metadata_props}
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx":
+            opset.domain = ""
+    aside = set_aside(proto)
+    return Model(_import(proto), aside, path, notes, metadata=metadata)
+
+
+def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Graph:
+    """Import with unique node names, dense constants and external weights mapped, not read.
+
+    Args:
+        proto: Belongs to the graph from then on.
+        held: Values of tensors that ``proto`` holds placeholders for.
+    """
+    name_nodes(proto.graph)
+    densify(proto.graph)
+    initializers = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in initializers]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    graph = gs.import_onnx(proto)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
+            source = tensor._values.tensor
+            if source.data_location == TensorProto.EXTERNAL:
+                tensor._values = held[tensor.name] if held else mapped(source)
+                tensor.data_location = None
+    return graph
+
+
+def reads(node: gs.Node) -> list[gs.Tensor]:
+    """Inputs of a node and of everything inside its subgraphs."""
+    inner = (n for body in node.subgraphs(recursive=True) for n in body.nodes)
+    return [t for n in itertools.chain([node], inner) for t in n.inputs]
+
+
+def _nbytes(constant: gs.Constant) -> int:
+    """Size of a constant without reading it."""
+    return int(constant._values.nbytes)
+
+
+def element_bits(constant: gs.Constant) -> int:
+    """Bits of an element, told without reading the values, which would spoil packed ones."""
+    values = constant._values
+    if isinstance(values, LazyValues):
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(values.tensor.data_type)
+    else:
+        dtype = values.dtype
+    return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
+
+
+def is_number(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant of one element, whatever its axes."""
+    return isinstance(tensor, gs.Constant) and tensor.values.size == 1
+
+
+def axes_of(node: gs.Node, place: int = 1) -> list[int] | None:
+    """The constant axes of a node, whether attribute (old opsets) or the input at ``place``."""
+    if "axes" in node.attrs:
+        return list(node.attrs["axes"])
+    if len(node.inputs) > place and isinstance(node.inputs[place], gs.Constant):
+        return [int(a) for a in node.inputs[place].values]
+    return None
+
+
+def _placeholder(constant: gs.Constant) -> TensorProto:
+    """A tensor of the constant's name, type and shape whose data are said to lie elsewhere."""
+    values = constant._values
+    if isinstance(values, LazyValues):
+        data_type = values.tensor.data_type
+    else:
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=constant.name, data_type=data_type, dims=list(values.shape))
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="held")
+    return tensor
+
+
+def _external(constant: gs.Constant, sink: Any, location: str) -> TensorProto:
+    """Write a constant's bytes to ``sink`` and return a tensor that refers to them."""
+    tensor, offset, values = _placeholder(constant), sink.tell(), constant._values
+    if isinstance(values, LazyValues):
+        sink.write(values.tensor.raw_data or numpy_helper.to_array(values.tensor).tobytes())
+    else:
+        np.ascontiguousarray(values).tofile(sink)
+    tensor.external_data[0].value = location
+    for key, value in (("offset", offset), ("length", sink.tell() - offset)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
