@@ -112,8 +112,8 @@ class Session:
         except Exception as cause:
             shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
             raise InputError(
-                f"onnxruntime cannot run the model on {shapes}: {_reason(cause)}"
-            ) from (cause)
+                f"onnxruntime cannot run the model on {shapes or 'constants'}: {_reason(cause)}"
+            ) from cause
         named = zip(self.outputs, values, strict=True)
         return {name: value for name, value in named if isinstance(value, np.ndarray)}
 

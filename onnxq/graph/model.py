@@ -34,6 +34,7 @@ from onnxq.graph.protos import (
     mapped,
     name_nodes,
     numbered,
+    open_sizes,
     set_aside,
     take_unreadable,
     texts,
@@ -476,6 +477,7 @@ def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
     for opset in proto.opset_import:
         if opset.domain == "ai.onnx":
             opset.domain = ""
+    open_sizes(proto.graph)
     aside = set_aside(proto)
     return Model(_import(proto), aside, path, notes, metadata=metadata)
 

@@ -181,6 +181,14 @@ def numbered(wish: str) -> Iterator[str]:
     return itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1)))
 
 
+def open_sizes(graph: onnx.GraphProto) -> None:
+    """Leave open the sizes that an exporter wrote as -1: shape inference would reckon with them."""
+    for value in itertools.chain(graph.input, graph.output, graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_value < 0:
+                size.Clear()
+
+
 def densify(graph: onnx.GraphProto) -> None:
     """Turn sparse initializers, which graphsurgeon loses, into dense ones."""
     for sparse in graph.sparse_initializer:

@@ -55,6 +55,27 @@ def test_which_sizes_are_known(nodes, known):
     np.testing.assert_array_equal(found, wanted)
 
 
+def test_a_size_of_minus_one_is_open():
+    proto = build(
+        "(float[n,4,6] x) => (float[n,4,6] y) { s = Shape(x) g = Slice(s, zero, one) "
+        "o = Constant<value_ints=[1,1]>() r = Concat<axis=0>(g, o) t = Tile(state, r) "
+        "y = Add(x, t) }",
+        zero=np.array([0]), one=np.array([1]), state=np.ones((1, 4, 6), np.float32),
+    )  # fmt: skip
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    model, outcome = after(proto, FoldSizes())
+    assert not any(edit.what == "a size that is known" for edit in outcome.edits)
+    written = model.to_proto()
+    assert not any(
+        size.HasField("dim_value") and size.dim_value < 0
+        for value in (*written.graph.input, *written.graph.output)
+        for size in value.type.tensor_type.shape.dim
+    )
+    values = {"x": np.zeros((3, 4, 6), np.float32)}
+    np.testing.assert_array_equal(run(written, values)["y"], np.ones((3, 4, 6)))
+
+
 def test_what_is_declared_inside_does_not_count():
     proto = build(
         "(float[n,4,m] x) => (float[] y) { a = Relu(x) s = Shape(a) g = Gather(s, axis) "
