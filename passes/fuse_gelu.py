@@ -14,7 +14,6 @@ import onnx_graphsurgeon as gs
 from onnxq.errors import UnsupportedModel
 from onnxq.graph.model import Model, is_number
 from onnxq.graph.placement import factor, moved
-from onnxq.passes.normalize import hold_constants
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # The first with Gelu.
@@ -41,8 +40,6 @@ class FuseGelu(Pass):
             except UnsupportedModel as cause:
                 outcome.skip("model", str(cause))
                 return outcome
-            hold_constants(model)  # which the converter made of attributes
-            model.tidy()
         for x, last in _found(model):
             last.op, last.inputs = "Gelu", [x]
             outcome.edit(last.name, "became Gelu")

@@ -14,11 +14,10 @@ from onnxq.runtime import evaluate
 LARGEST_RESULT = 1 << 16
 # Not the same at every run, or no tensors; a Constant that is left holds strings or a sparse one.
 UNFOLDED = RANDOM | {"Constant", "SequenceConstruct", "SequenceEmpty", "SplitToSequence"}
-VALUES = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
 
 class Normalize(Pass):
-    """Turn Constant nodes and all that is computed from constants into initializers, in float32.
+    """Turn all that is computed from constants into constants, in float32.
 
     Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
     and beta of a Gemm move into its constants, and a number that others multiply with or add has no
@@ -31,9 +30,6 @@ class Normalize(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
-        for name in hold_constants(model):
-            outcome.edit(name, "constant")
-        model.tidy()
         _upcast(model, outcome)
         fold_constants(model, outcome)
         model.tidy()
@@ -42,19 +38,6 @@ class Normalize(Pass):
                 _absorb_factors(model, node, outcome)
         _strip_axes(model, outcome)
         return outcome
-
-
-def hold_constants(model: Model) -> list[str]:
-    """Turn Constant nodes into constants of the graph; the names of those nodes."""
-    held = []
-    for node in model.graph.nodes:
-        if node.op == "Constant" and node.attrs.keys() & VALUES:
-            ((kind, value),) = ((k, v) for k, v in node.attrs.items() if k in VALUES)
-            dtype = np.float32 if kind.startswith("value_float") else np.int64
-            array = value.values if kind == "value" else np.asarray(value, dtype)
-            if model.become_constant(node, array):
-                held.append(str(node.name))
-    return held
 
 
 def _upcast(model: Model, outcome: Outcome) -> None:

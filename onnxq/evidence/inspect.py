@@ -12,7 +12,7 @@ from onnxq.errors import InputError
 from onnxq.evidence.kernels import Kernels, census
 from onnxq.evidence.layerwise import grid_of
 from onnxq.graph.layers import HOLDERS, MANY, WEIGHTED
-from onnxq.graph.model import Model
+from onnxq.graph.model import Model, reads
 from onnxq.graph.storage import stored, stored_names
 from onnxq.numerics import oaq
 from onnxq.runtime import Feeds, Session, evaluate, random_feeds
@@ -157,17 +157,18 @@ def unquantized(model: Model) -> dict[str, str]:
     """Nodes that are no layers and hold many float weights; why these stay as they are."""
     found: dict[str, str] = {}
     for node in model.graph.nodes:
-        bodies = [g for body in node.subgraphs() for g in (body, *body.subgraphs(recursive=True))]
-        if inner := sum(_held(n) for body in bodies for n in body.nodes):
-            found[node.name] = f"what {node.op} runs is not quantized: {inner:,} weights stay float"
-        elif node.op in HOLDERS and not node.domain and (held := _held(node)):
-            found[node.name] = f"{node.op} is not quantized: {held:,} weights stay float"
+        inside = any(node.subgraphs())
+        if not (inside or (node.op in HOLDERS and not node.domain)):
+            continue
+        if held := _held(reads(node)):
+            what = f"what {node.op} runs" if inside else node.op
+            found[node.name] = f"{what} is not quantized: {held:,} weights stay float"
     return found
 
 
-def _held(node: gs.Node) -> int:
-    """Float constants that a node reads, if they are many, together."""
-    constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+def _held(tensors: Sequence[gs.Tensor]) -> int:
+    """Float constants among tensors, if they are many, together; each once."""
+    constants = {t.name: t for t in tensors if isinstance(t, gs.Constant)}.values()
     sizes = [math.prod(t.shape) for t in constants if np.issubdtype(t.dtype, np.floating)]
     return sum(size for size in sizes if size >= MANY)
 

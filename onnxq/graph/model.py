@@ -26,11 +26,13 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import InputError, UnsupportedModel
 from onnxq.files import check_model_path, check_writable, data_file, replacing
+from onnxq.graph.opset import obstacle, restore
 from onnxq.graph.protos import (
     Aside,
     all_nodes,
     attach_external,
     densify,
+    hold_constants,
     mapped,
     name_nodes,
     numbered,
@@ -101,6 +103,11 @@ class Model:
         """Bytes of all constants, as they lie in memory."""
         return sum(_nbytes(c) for c in self.constants())
 
+    def nodes(self) -> list[gs.Node]:
+        """Every node of the graph and of the bodies in it."""
+        bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
+        return [node for body in bodies for node in body.nodes]
+
     def constants(self) -> list[gs.Constant]:
         """The distinct constants of the main graph, in order of first use."""
         inputs = itertools.chain.from_iterable(node.inputs for node in self.graph.nodes)
@@ -129,7 +136,7 @@ class Model:
         if known is None or known[0] is not self.graph:
             bodies = [self.graph, *self.graph.subgraphs(recursive=True)]
             names = {t.name for body in bodies for t in (*body.inputs, *body.outputs)}
-            for node in itertools.chain.from_iterable(body.nodes for body in bodies):
+            for node in self.nodes():
                 names.add(node.name)
                 names.update(t.name for t in itertools.chain(node.inputs, node.outputs))
             known = (self.graph, names)
@@ -332,12 +339,12 @@ class Model:
         before = self.opset
         if before >= version:
             return
-        if before < 21 <= version and any(n.op == "GroupNormalization" for n in self.graph.nodes):
-            # The converter leaves its scale as it is, which was one for each group.
-            raise UnsupportedModel(
-                f"opset {before} cannot be raised to {version} (GroupNormalization has another "
-                f"meaning from 21 on): export the model again with opset 21 or newer"
-            )
+        cannot, instead = (
+            f"opset {before} cannot be raised to {version}",
+            f"export the model again with opset {version} or newer",
+        )
+        if (reason := obstacle(self.nodes(), before, version)) is not None:
+            raise UnsupportedModel(f"{cannot} ({reason}): {instead}")
         try:
             with self._referred(_placeholder) as held:
                 # The converter drops functions: their bodies take the place of the calls first.
@@ -345,11 +352,9 @@ class Model:
             raised = version_converter.convert_version(inlined, version)
         except Exception as cause:
             reason = str(cause).strip().splitlines()[-1].rpartition(" failed: ")[2]
-            raise UnsupportedModel(
-                f"opset {before} cannot be raised to {version} ({reason}): export the model again "
-                f"with opset {version} or newer"
-            ) from cause
+            raise UnsupportedModel(f"{cannot} ({reason}): {instead}") from cause
         self.replace_by(raised, held)
+        restore(self.nodes(), before, version)
         self.notes.append(f"opset raised from {before} to {version}")
 
     # -- writing -------------------------------------------------------------------------------
@@ -483,7 +488,7 @@ def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
 
 
 def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Graph:
-    """Import with unique node names, dense constants and external weights mapped, not read.
+    """Import with unique node names, dense constants, no nodes for these, and weights not read.
 
     Args:
         proto: Belongs to the graph from then on.
@@ -491,6 +496,7 @@ def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Grap
     """
     name_nodes(proto.graph)
     densify(proto.graph)
+    hold_constants(proto.graph)
     initializers = {t.name for t in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name not in initializers]
     del proto.graph.input[:]

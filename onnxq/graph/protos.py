@@ -24,6 +24,9 @@ _CARRIED = {
 }  # fmt: skip
 
 
+# Attributes of a Constant that spell numbers by themselves.
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32,
+            "value_int": np.int64, "value_ints": np.int64}  # fmt: skip
 # Keys under which torch's and onnxscript's exporters record where a node comes from.
 _TRACES = ("namespace", "pkg.onnxscript.", "pkg.torch.")
 
@@ -203,6 +206,29 @@ def densify(graph: onnx.GraphProto) -> None:
             dense[tuple(indices.T)] = values
         graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
     del graph.sparse_initializer[:]
+
+
+def hold_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes into initializers, but for outputs and those of strings and sparse ones.
+
+    Weights are then weights, however an exporter spelled them.
+    """
+    outputs = {value.name for value in graph.output}
+    for place in reversed(range(len(graph.node))):
+        node = graph.node[place]
+        if node.op_type != "Constant" or node.domain or node.output[0] in outputs:
+            continue
+        given = node.attribute[0] if node.attribute else AttributeProto()
+        if given.name == "value":
+            tensor = given.t
+        elif given.name in _NUMBERS:
+            value = np.asarray(onnx.helper.get_attribute_value(given), _NUMBERS[given.name])
+            tensor = numpy_helper.from_array(value)
+        else:
+            continue
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        del graph.node[place]
 
 
 def attach_external(proto: ModelProto, path: Path) -> None:

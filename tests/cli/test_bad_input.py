@@ -479,7 +479,7 @@ BAD = {
         write("big.toml", b'color = "gray"\nresize = [9, 9]\n'),
     ),
     "images in color": Bad(
-        "convert model.onnx --calib images --preprocess unit", INPUT, "input image takes"
+        "convert model.onnx --calib images --preprocess imagenet", INPUT, "input image takes"
     ),
     "a folder for two inputs": Bad(
         "convert two.onnx --calib images", INPUT, "the model has x, z: give an .npz", two_inputs

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
 import zoo
 
@@ -103,6 +104,14 @@ def test_a_clip_of_codes_does_not_make_them_fewer_bits(tmp_path):
     assert [layer.act_bits for layer in found] == [8, 8]
 
 
+def test_weights_that_are_constant_nodes_are_weights():
+    proto = build("(float[1,4,8,8] x) => (float[] y) { w = Constant() y = Conv(x, w) }")
+    weight = onnx.numpy_helper.from_array(np.ones((6, 4, 3, 3), np.float32))
+    proto.graph.node[0].attribute.append(onnx.helper.make_attribute("value", weight))
+    (layer,), _ = inspect(from_proto(proto))
+    assert (layer.op, layer.shape, layer.bits, layer.macs) == ("Conv", (6, 4, 3, 3), 32, 7776)
+
+
 def test_weights_that_are_in_no_layer_are_named():
     proto = build(
         "(float[1,4,8,8] x) => (float[] y, float[] z, float[] u) { a = Conv(x, w) "
@@ -116,6 +125,19 @@ def test_weights_that_are_in_no_layer_are_named():
     assert unquantized(from_proto(proto)) == {
         "If_y": "what If runs is not quantized: 2,304 weights stay float",
         "Gather_z": "Gather is not quantized: 2,000 weights stay float",
+    }
+
+
+def test_weights_that_a_loop_is_handed_are_named():
+    proto = build(
+        "(float[1,64] x) => (float[] y) { y, last = Loop(two, yes, x, w) "
+        "<body = b (int64 i, bool c, float[1,64] s, float[64,64] v) "
+        "=> (bool d, float[1,64] t, float[64,64] u) "
+        "{ d = Identity(c) m = MatMul(s, v) t = Add(m, x) u = Identity(v) }> }",
+        w=(64, 64), two=np.array(2), yes=np.array(True),
+    )  # fmt: skip
+    assert unquantized(from_proto(proto)) == {
+        "Loop_y": "what Loop runs is not quantized: 4,096 weights stay float"
     }
 
 

@@ -629,18 +629,6 @@ def test_an_operator_the_converter_does_not_know_is_named():
     assert model.opset == 9
 
 
-def test_group_norms_of_old_opsets_are_refused_where_they_would_change():
-    text = (
-        "g (float[1,4,8] x, float[2] s) => (float[1,4,8] y) "
-        "{ y = GroupNormalization<num_groups = 2>(x, s, s) }"
-    )
-    model = from_proto(textual(text, 18))
-    model.raise_opset(20)
-    with pytest.raises(UnsupportedModel, match="GroupNormalization has another meaning from 21"):
-        model.raise_opset(21)
-    assert model.opset == 20
-
-
 def test_raising_the_opset_leaves_mapped_weights_where_they_lie(tmp_path):
     proto = matmul(opset=9)
     truth = numpy_helper.to_array(proto.graph.initializer[0])
