@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from threadpoolctl import threadpool_limits
 
-from onnxq.graph.layers import Layer, layers
+from onnxq.graph.layers import Layer, layers, twins
 from onnxq.graph.model import Model
 from onnxq.numerics import affine
 from onnxq.numerics.bias import fit_weight, quantize_bias
@@ -58,10 +58,12 @@ def walk(
         count = sum(batch.valid for batch in kept)
         outcomes[steps[0].name].remark("model", f"{count} samples, which is what the memory allows")
     floats, quantized = Stream(model, kept), Stream(written, kept)
+    first = {name: known for name, known in twins(model).items() if _alike(model, name, known)}
     # On one core, sums do not depend on the number of cores; the passes look for what overflows.
     with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
         for layer in visited:
-            _visit(model, layer, floats, quantized, nodes, steps, outcomes)
+            known = first.get(layer.name, layer.name)
+            _visit(model, layer, known, floats, quantized, nodes, steps, outcomes)
             progress(1, len(visited))
     return outcomes
 
@@ -89,13 +91,14 @@ def _affordable(
 def _visit(
     model: Model,
     layer: Layer,
+    known: str,
     floats: Stream,
     quantized: Stream,
     nodes: Mapping[str, gs.Node],
     steps: Sequence[LayerPass],
     outcomes: Mapping[str, Outcome],
 ) -> None:
-    """Choose a layer's weight, run it, correct it."""
+    """Choose a layer's weight, or take that of a twin known before, run the layer, correct it."""
     node, end, slot = nodes[layer.name], nodes[layer.end.name], layer.bias_slot
     truth, result = layer.output.name, end.outputs[0].name
     x, z = floats[layer.data.name], quantized[node.inputs[1 - layer.weight_index].name]
@@ -107,8 +110,12 @@ def _visit(
             )
         return
     visit = Visit(model, layer, partial(_portions, layer, x, z))
-    for step in steps:
-        step.choose(visit, outcomes[step.name])
+    if known != layer.name:
+        model.weights[layer.name] = model.weights[known]
+        outcomes[steps[0].name].edit(layer.name, f"as {known}, whose weight it has")
+    else:
+        for step in steps:
+            step.choose(visit, outcomes[step.name])
     weight = model.weights[layer.name]
     values = affine.values(weight).reshape(layer.weight.shape)
     quantized.fix(node.inputs[layer.weight_index].name, values)
@@ -127,6 +134,16 @@ def _visit(
     if layer.bias is not None and (input_scale := _input_scale(node, layer)) is not None:
         offset = offset + _bias_rounding(model.weights[layer.name], layer.bias, input_scale)
     quantized.scale(result, gain, offset, axis)
+
+
+def _alike(model: Model, name: str, known: str) -> bool:
+    """Whether the weights of two layers are on the same grid so far."""
+    if not {name, known} <= model.weights.keys():
+        return False
+    one, other = model.weights[name], model.weights[known]
+    return one.params.spec == other.params.spec and np.array_equal(
+        affine.values(one), affine.values(other)
+    )
 
 
 def _bias_rounding(weight: QTensor, bias: Floats, input_scale: float) -> Floats:

@@ -1,4 +1,4 @@
-"""One weight, one layer: a pass that rescales a weight must not rescale a stranger's."""
+"""One weight, one layer: a pass that rewrites a weight must not rewrite a stranger's."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from onnxq.pipeline import Outcome, Pass, Statistics
 
 
 class SplitShared(Pass):
-    """Give every layer that shares a weight or a bias a copy of its own."""
+    """Give every layer that shares a weight or a bias a copy of its own, but those kept float."""
 
     name: ClassVar[str] = "split-shared"
     exact: ClassVar[bool] = True
@@ -17,6 +17,8 @@ class SplitShared(Pass):
         """Edit the model and say what was done."""
         outcome = Outcome()
         for layer in layers(model):
+            if layer.name in model.kept_float:
+                continue
             if len(layer.weight_tensor.outputs) > 1:
                 outcome.edit(layer.name, f"own copy of {layer.weight_tensor.name}")
                 layer.set_weight(model, layer.weight)

@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.recipe import Relief
+from onnxq.recipes import plan
 from onnxq.runtime import Session
 from tests.graphs import build, quantize, run
 
@@ -55,6 +57,46 @@ def test_a_nearly_dead_channel_is_seen_as_it_will_be_deployed(tmp_path, tiny):
     found, _ = sqnr(tmp_path, proto, x, recipe="balanced")
     plain, _ = sqnr(tmp_path, proto, x, recipe="vanilla")
     assert found > plain - 1.0
+
+
+HEADS = {
+    "s": (32, 3, 3, 3), "t": (32, 32, 3, 3), "w1": (32, 32, 3, 3), "b1": (32,), "w2": (9, 32, 3, 3),
+    "b2": (9,),
+}  # fmt: skip
+
+
+def heads():
+    """Two sizes of features, and on each of them layers of the same weights."""
+    nodes = "a = Conv<pads=[1,1,1,1]>(x, s) p = Relu(a) b = Conv<strides=[2,2]>(p, t) q = Relu(b) "
+    for level in "pq":
+        nodes += f"{level}1 = Conv({level}, w1, b1) {level}2 = Relu({level}1) "
+        nodes += f"{level}y = Conv({level}2, w2, b2) "
+    return build(f"(float[1,3,16,16] x) => (float[] py, float[] qy) {{ {nodes} }}", **HEADS)
+
+
+@pytest.mark.parametrize("options", [{}, {"act_bits": 4}, {"target_ort": "1.20"}], ids=str)
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_layers_of_one_weight_have_one_still(tmp_path, bits, options):
+    report, file = quantize(heads(), tmp_path, recipe="balanced", bits=bits, **options)
+    codes = [t for t in onnx.load(file).graph.initializer if len(t.dims) > 1]
+    narrow = [t for t in codes if t.data_type != onnx.TensorProto.FLOAT]
+    stored = sum(8 * len(t.raw_data) for t in narrow)
+    distinct = sum(np.prod(HEADS[name]) for name in ("s", "t", "w1", "w2"))
+    assert stored <= 1.02 * distinct * bits
+    edits = {e.where: e.what for e in report.outcomes["compensate-rounding"].edits}
+    for name, first in (("Conv_q1", "Conv_p1"), ("Conv_qy", "Conv_py")):
+        assert edits[name] == f"as {first}, whose weight it has"
+        assert edits[first].startswith("scales times")
+    assert all(layer.isolated > 2.5 * bits for layer in report.layers)
+
+
+def test_a_weight_of_more_bits_is_one_of_its_own(tmp_path):
+    recipe = plan("balanced", bits=4, calibrated=True)
+    wide = recipe.relieved([Relief("weights", "Conv_qy", 8)])
+    report, _ = quantize(heads(), tmp_path, recipe=wide, act_bits=None)
+    edits = {e.where: e.what for e in report.outcomes["compensate-rounding"].edits}
+    assert edits["Conv_q1"].startswith("as Conv_p1")
+    assert edits["Conv_qy"].startswith("scales times")
 
 
 def test_a_float_layer_behind_integer_ones(tmp_path):

@@ -305,5 +305,26 @@ def layers(model: Model) -> Iterator[Layer]:
             yield layer
 
 
+def twins(model: Model) -> dict[str, str]:
+    """Layers with equal weights, as the heads of a detector over several scales: the first's name.
+
+    Such weights are rounded alike and stored once. Few, and those that are one number, as of means,
+    are equal by chance or cost nothing.
+    """
+    first: dict[bytes, list[Layer]] = {}
+    found: dict[str, str] = {}
+    for layer in layers(model):
+        weight = layer.weight
+        if weight.size < MANY or (weight == weight.flat[0]).all():
+            continue
+        alike = first.setdefault(weight.reshape(-1)[:MANY].tobytes(), [])
+        known = next((one for one in alike if np.array_equal(one.weight, weight)), None)
+        if known is None:
+            alike.append(layer)
+        else:
+            found[layer.name] = found[known.name] = known.name
+    return found
+
+
 def _is_weight(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant) and tensor.dtype == np.float32

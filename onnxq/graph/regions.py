@@ -33,7 +33,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.channels import Channels, carrier, joined, made, normed, padded, passed, unreadable
-from onnxq.graph.layers import Layer, layer_of, layers
+from onnxq.graph.layers import Layer, layer_of, layers, twins
 from onnxq.graph.model import Model
 from onnxq.graph.placement import READERS_OF_SHAPE, bounds, moved
 from onnxq.spec import Array, Floats
@@ -44,6 +44,7 @@ WHY = {
     "Concat": "joins it to what no layer makes",
     "Mul": "multiplies it with another activation",
 }
+SHARED = "other layers have its weight, too"
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +205,7 @@ class _Search:
     def __init__(self, model: Model, ceilings: bool, norms: bool) -> None:
         self.model, self.ceilings = model, ceilings
         self.captured = model.captured()
+        self.twins = twins(model)
         self.ends = {layer.end.name: layer for layer in layers(model)}
         self.norms: dict[str, gs.Node] = {}
         self.channels: dict[str, Channels] = {}
@@ -349,6 +351,8 @@ class _Search:
 
     def _against_source(self, layer: Layer) -> Iterator[str]:
         why = self.model.kept_float.get(layer.name)
+        if why is None and layer.name in self.twins:
+            why = SHARED
         if why is None and layer.bias_or_zeros is None:
             why = "its bias is not one constant per output channel"
         inner = layer.node.outputs[0]
@@ -359,6 +363,8 @@ class _Search:
 
     def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
         why = self.model.kept_float.get(layer.name) or unreadable(layer, channels)
+        if why is None and layer.name in self.twins:
+            why = SHARED
         if why is None and sum(t is layer.data for t in layer.node.inputs) > 1:
             why = "it is its bias, too"
         if why is not None:

@@ -13,6 +13,7 @@ pixels those of one over strips of them, with zeros between.
 All of it depends on constants alone: onnxruntime computes it once, when it loads the model.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -208,15 +209,25 @@ class Storage:
         self._streams: dict[int, list[_Part]] = {}
         self._tables: dict[tuple[int, int], gs.Variable] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], gs.Constant] = {}
+        self._stored: dict[tuple[Any, ...], gs.Tensor] = {}
 
     def store(self, name: str, weight: QTensor, dtype: int = INT8) -> gs.Tensor:
-        """A tensor of the weight's levels, int8 or, of a float book, float32.
+        """A tensor of the weight's levels, int8 or, of a float book, float32; equal ones are one.
 
         Args:
             name: Of the weight.
             weight: Its codes are stored, not its scale.
             dtype: The type to cast them to.
         """
+        parts = [weight.codes] if weight.book is None else [weight.codes, weight.book]
+        arrays = [(a.dtype.name, a.shape, hashlib.sha256(a.tobytes()).digest()) for a in parts]
+        key = (weight.params.spec.bits, dtype, *arrays)
+        if key not in self._stored:
+            self._stored[key] = self._levels(name, weight, dtype)
+        return self._stored[key]
+
+    def _levels(self, name: str, weight: QTensor, dtype: int) -> gs.Tensor:
+        """A tensor of the weight's levels; see ``store``."""
         bits = weight.params.spec.bits
         if bits == 8 and weight.book is None:
             result = self.model.constant(f"{name}_codes", weight.codes)

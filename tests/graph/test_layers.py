@@ -9,7 +9,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from onnxq.graph.layers import Layer, layer_of, layers
+from onnxq.graph.layers import Layer, layer_of, layers, twins
 from onnxq.graph.model import Model, from_proto
 from onnxq.runtime import Session
 
@@ -341,3 +341,15 @@ def test_layers_come_in_the_order_of_the_graph() -> None:
     model = build(body, {"x": x}, {"k": k, "w": w})
     assert [layer.op for layer in layers(model)] == ["Conv", "Gemm"]
     assert [layer_of(node) is not None for node in model.graph.nodes] == [1, 0, 0, 0, 1]
+
+
+def test_twins_have_equal_weights_that_are_many_and_not_all_one_number() -> None:
+    w, v, x = random((40, 40, 1, 1), (40, 40, 1, 1), (1, 40, 4, 4))
+    other = w.copy()
+    other[-1, -1] += 1
+    ones, few = np.ones((40, 40, 1, 1), np.float32), v[:, :1]
+    made = "a = Conv(x, w) b = Conv(a, other) c = Conv(b, copy) d = Conv(c, v) e = Conv(d, ones) "
+    made += "f = Conv(e, ones) g = Conv<group=40>(f, few) h = Conv<group=40>(g, few) y = Conv(h, w)"
+    constants = {"w": w, "other": other, "copy": w.copy(), "v": v, "ones": ones, "few": few}
+    model = build(made, {"x": x}, constants)
+    assert twins(model) == dict.fromkeys(("Conv_a", "Conv_c", "Conv_y"), "Conv_a")

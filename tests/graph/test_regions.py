@@ -319,3 +319,15 @@ def test_what_layers_read_and_no_region_comes_near_is_told():
         ("b", "Exp Exp_m does not hand factors on"),
         ("y", "y is an output of the model"),
     ]
+
+
+def test_what_layers_have_in_common_is_not_scaled_for_one_of_them():
+    both = "b = Conv(a, wide) c = Conv(a, wide) d = Conv(b, other) e = Conv(c, other)"
+    weights = {"w1": (40, 4, 3, 3), "b1": (40,), "wide": (40, 40, 1, 1), "other": (4, 40, 1, 1)}
+    nodes = f"{FIRST} {both} y = Add(d, e)"
+    _, found = found_in(nodes, **weights)
+    told = "other layers have its weight, too"
+    obstacles = {region.name: {why for why, _ in region.obstacles} for region in found}
+    assert obstacles["a"] == {f"Conv Conv_{n}, which reads it: {told}" for n in "bc"}
+    assert obstacles["b"] == {f"Conv Conv_b, which makes it: {told}"}
+    assert obstacles["c"] == {f"Conv Conv_c, which makes it: {told}"}

@@ -1,5 +1,6 @@
 import numpy as np
 
+from onnxq.graph.model import from_proto
 from onnxq.passes.split_shared import SplitShared
 from tests.graphs import after, build
 
@@ -44,3 +45,12 @@ def test_names_that_are_taken_are_not_given_again():
 def test_unshared_weights_are_left_alone():
     proto = build("(float[3,4] x) => (float[] y) { y = MatMul(x, w) }", w=(4, 4))
     assert not after(proto, SplitShared())[1]
+
+
+def test_what_stays_float_shares_on():
+    proto = build("(float[3,4] x) => (float[] y) { a = MatMul(x, w) y = MatMul(a, w) }", w=(4, 4))
+    model = from_proto(proto)
+    model.kept_float = dict.fromkeys(("MatMul_a", "MatMul_y"), "kept by --keep-float")
+    assert not SplitShared().run(model, {})
+    first, second = model.graph.nodes
+    assert first.inputs[1] is second.inputs[1]
