@@ -136,10 +136,7 @@ def cpu_note() -> str:
     with contextlib.suppress(OSError):
         flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split())
         found = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-        return (
-            ", ".join(found)
-            or "none (integers are hardly faster, and weights beyond 64 may saturate)"
-        )
+        return ", ".join(found) or "none (integers win less, and weights beyond 64 may saturate)"
     return "unknown"
 
 
