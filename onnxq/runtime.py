@@ -181,10 +181,9 @@ def _input(arg: "ort.NodeArg") -> Input:
         raise InputError(
             f"input {arg.name} is a {arg.type}; only numeric tensors can be fed"
         ) from (cause)
-    shape = None if arg.shape is None else tuple(
-        d if isinstance(d, int) and d > 0 else None for d in arg.shape
-    )  # fmt: skip
-    return Input(arg.name, dtype, shape)
+    # Of an unknown rank, onnxruntime says the same as of a scalar.
+    sizes = tuple(d if isinstance(d, int) and d > 0 else None for d in arg.shape)
+    return Input(arg.name, dtype, sizes or None)
 
 
 def _reason(cause: Exception) -> str:

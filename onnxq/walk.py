@@ -58,7 +58,7 @@ def walk(
         count = sum(batch.valid for batch in kept)
         outcomes[steps[0].name].remark("model", f"{count} samples, which is what the memory allows")
     floats, quantized = Stream(model, kept), Stream(written, kept)
-    first = {name: known for name, known in twins(model).items() if _alike(model, name, known)}
+    first = _first(model, visited)
     # On one core, sums do not depend on the number of cores; the passes look for what overflows.
     with threadpool_limits(1, "blas"), np.errstate(over="ignore", invalid="ignore"):
         for layer in visited:
@@ -136,14 +136,14 @@ def _visit(
     quantized.scale(result, gain, offset, axis)
 
 
-def _alike(model: Model, name: str, known: str) -> bool:
-    """Whether the weights of two layers are on the same grid so far."""
-    if not {name, known} <= model.weights.keys():
-        return False
-    one, other = model.weights[name], model.weights[known]
-    return one.params.spec == other.params.spec and np.array_equal(
-        affine.values(one), affine.values(other)
-    )
+def _first(model: Model, visited: Sequence[Layer]) -> dict[str, str]:
+    """Layers with equal weights that are on one grid so far, and the first of them."""
+    grids: dict[bytes, list[Layer]] = {}
+    for layer in visited:
+        weight = model.weights[layer.name]
+        spec, scale = weight.params.spec, weight.params.scale
+        grids.setdefault(f"{spec} {scale.shape}".encode() + scale.tobytes(), []).append(layer)
+    return {name: known for alike in grids.values() for name, known in twins(alike).items()}
 
 
 def _bias_rounding(weight: QTensor, bias: Floats, input_scale: float) -> Floats:

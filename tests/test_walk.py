@@ -7,7 +7,7 @@ import pytest
 from onnxq.recipe import Relief
 from onnxq.recipes import plan
 from onnxq.runtime import Session
-from tests.graphs import build, quantize, run
+from tests.graphs import build, feeds, quantize, run
 
 
 def sqnr(folder, proto, x, **options):
@@ -88,6 +88,30 @@ def test_layers_of_one_weight_have_one_still(tmp_path, bits, options):
         assert edits[name] == f"as {first}, whose weight it has"
         assert edits[first].startswith("scales times")
     assert all(layer.isolated > 2.5 * bits for layer in report.layers)
+
+
+def test_what_is_left_of_layers_of_one_weight_shares_it(tmp_path):
+    nodes = "a = Conv(x, w, b) c = Conv(x, w, b) d = Conv(x, w, b) y = Sum(a, c, d)"
+    proto = build(f"(float[1,32,9,9] x) => (float[] y) {{ {nodes} }}", w=(32, 32, 3, 3), b=(32,))
+    report, file = quantize(proto, tmp_path, recipe="balanced", bits=4, keep_float=("Conv_a",))
+    assert "as Conv_c, whose weight it has" in {
+        e.what for e in report.outcomes["compensate-rounding"].edits
+    }
+    large = [t for t in onnx.load(file).graph.initializer if len(t.dims) > 1]
+    assert [t.data_type == onnx.TensorProto.FLOAT for t in large].count(True) == 1 == len(large) - 1
+
+
+def test_one_weight_along_two_axes_has_scales_along_both(tmp_path):
+    w = np.random.default_rng(0).uniform(-0.3, 0.3, (64, 64)).astype(np.float32)
+    np.fill_diagonal(w, 0.3)
+    nodes = "a = Gemm<transB=1>(x, w, b) y = Relu(a) c = Gemm(x, w, b) z = Relu(c)"
+    proto = build(f"(float[8,64] x) => (float[] y, float[] z) {{ {nodes} }}", w=w, b=(64,))
+    report, file = quantize(proto, tmp_path, recipe="balanced", bits=4)
+    assert not any("whose weight" in e.what for e in report.outcomes["compensate-rounding"].edits)
+    values = feeds(proto, 9)
+    plain, found = (run(p, values) for p in (proto, onnx.load(file)))
+    noise = [np.square(plain[n] - found[n]).sum() / np.square(plain[n]).sum() for n in "yz"]
+    assert max(noise) < 2 * min(noise)
 
 
 def test_a_weight_of_more_bits_is_one_of_its_own(tmp_path):

@@ -13,7 +13,7 @@ This file alone knows it. A layer is a view of a node; it holds no state of its 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -305,25 +305,26 @@ def layers(model: Model) -> Iterator[Layer]:
             yield layer
 
 
-def twins(model: Model) -> dict[str, str]:
+def twins(found: Iterable[Layer]) -> dict[str, str]:
     """Layers with equal weights, as the heads of a detector over several scales: the first's name.
 
     Such weights are rounded alike and stored once. Few, and those that are one number, as of means,
     are equal by chance or cost nothing.
     """
-    first: dict[bytes, list[Layer]] = {}
-    found: dict[str, str] = {}
-    for layer in layers(model):
+    first: dict[tuple[str, int, bytes], list[Layer]] = {}
+    names: dict[str, str] = {}
+    for layer in found:
         weight = layer.weight
         if weight.size < MANY or (weight == weight.flat[0]).all():
             continue
-        alike = first.setdefault(weight.reshape(-1)[:MANY].tobytes(), [])
+        key = layer.op, layer.out_axis, weight.reshape(-1)[:MANY].tobytes()
+        alike = first.setdefault(key, [])
         known = next((one for one in alike if np.array_equal(one.weight, weight)), None)
         if known is None:
             alike.append(layer)
         else:
-            found[layer.name] = found[known.name] = known.name
-    return found
+            names[layer.name] = names[known.name] = known.name
+    return names
 
 
 def _is_weight(tensor: gs.Tensor) -> bool:

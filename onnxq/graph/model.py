@@ -343,7 +343,8 @@ class Model:
             f"opset {before} cannot be raised to {version}",
             f"export the model again with opset {version} or newer",
         )
-        if (reason := obstacle(self.nodes(), before, version)) is not None:
+        called = (node for function in self.graph.functions for node in function.nodes)
+        if (reason := obstacle([*self.nodes(), *called], before, version)) is not None:
             raise UnsupportedModel(f"{cannot} ({reason}): {instead}")
         try:
             with self._referred(_placeholder) as held:
@@ -354,7 +355,7 @@ class Model:
             reason = str(cause).strip().splitlines()[-1].rpartition(" failed: ")[2]
             raise UnsupportedModel(f"{cannot} ({reason}): {instead}") from cause
         self.replace_by(raised, held)
-        restore(self.nodes(), before, version)
+        self.notes += restore(self.nodes(), before, version)
         self.notes.append(f"opset raised from {before} to {version}")
 
     # -- writing -------------------------------------------------------------------------------

@@ -211,15 +211,16 @@ def densify(graph: onnx.GraphProto) -> None:
 def hold_constants(graph: onnx.GraphProto) -> None:
     """Turn Constant nodes into initializers, but for outputs and those of strings and sparse ones.
 
-    Weights are then weights, however an exporter spelled them.
+    Weights are then weights, however an exporter spelled them. Bodies keep their own.
     """
-    outputs = {value.name for value in graph.output}
-    for place in reversed(range(len(graph.node))):
-        node = graph.node[place]
-        if node.op_type != "Constant" or node.domain or node.output[0] in outputs:
+    outputs, held = {value.name for value in graph.output}, []
+    for place, node in enumerate(graph.node):
+        for body in (a.g for a in node.attribute if a.HasField("g")):
+            hold_constants(body)
+        if node.op_type != "Constant" or node.domain or {*node.output} <= outputs:
             continue
         given = node.attribute[0] if node.attribute else AttributeProto()
-        if given.name == "value":
+        if given.name == "value" and given.t.data_type != TensorProto.STRING:
             tensor = given.t
         elif given.name in _NUMBERS:
             value = np.asarray(onnx.helper.get_attribute_value(given), _NUMBERS[given.name])
@@ -228,6 +229,8 @@ def hold_constants(graph: onnx.GraphProto) -> None:
             continue
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
+        held.append(place)
+    for place in reversed(held):
         del graph.node[place]
 
 

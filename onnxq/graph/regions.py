@@ -205,7 +205,7 @@ class _Search:
     def __init__(self, model: Model, ceilings: bool, norms: bool) -> None:
         self.model, self.ceilings = model, ceilings
         self.captured = model.captured()
-        self.twins = twins(model)
+        self.twins = twins(layer for layer in layers(model) if layer.name not in model.kept_float)
         self.ends = {layer.end.name: layer for layer in layers(model)}
         self.norms: dict[str, gs.Node] = {}
         self.channels: dict[str, Channels] = {}

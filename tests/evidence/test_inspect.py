@@ -128,6 +128,19 @@ def test_weights_that_are_in_no_layer_are_named():
     }
 
 
+def test_constant_nodes_in_bodies_count_as_theirs():
+    proto = build(
+        "(float[64] x) => (float[] y) { c = Not(no) y = If (c) <then_branch = t () => (float[] b) "
+        "{ k = Constant() b = MatMul(x, k) }, else_branch = e () => (float[] d) { d = Relu(x) }> }",
+        no=np.array(False),
+    )  # fmt: skip
+    constant = proto.graph.node[1].attribute[0].g.node[0]
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32))
+    constant.attribute.append(onnx.helper.make_attribute("value", weight))
+    told = {"If_y": "what If runs is not quantized: 4,096 weights stay float"}
+    assert unquantized(from_proto(proto)) == told
+
+
 def test_weights_that_a_loop_is_handed_are_named():
     proto = build(
         "(float[1,64] x) => (float[] y) { y, last = Loop(two, yes, x, w) "

@@ -352,4 +352,4 @@ def test_twins_have_equal_weights_that_are_many_and_not_all_one_number() -> None
     made += "f = Conv(e, ones) g = Conv<group=40>(f, few) h = Conv<group=40>(g, few) y = Conv(h, w)"
     constants = {"w": w, "other": other, "copy": w.copy(), "v": v, "ones": ones, "few": few}
     model = build(made, {"x": x}, constants)
-    assert twins(model) == dict.fromkeys(("Conv_a", "Conv_c", "Conv_y"), "Conv_a")
+    assert twins(layers(model)) == dict.fromkeys(("Conv_a", "Conv_c", "Conv_y"), "Conv_a")

@@ -629,6 +629,15 @@ def test_an_operator_the_converter_does_not_know_is_named():
     assert model.opset == 9
 
 
+def test_odd_constant_nodes_are_left_to_whoever_runs_them():
+    text = "g (float[2] x) => (float[2] y) { w = Constant<value_int = 1>() y = Neg(x) }"
+    proto = textual(text, 17)
+    bare = onnx.helper.make_node("Constant", [], [], value_float=1.0)
+    proto.graph.node.extend([bare, onnx.helper.make_node("Constant", [], ["v"])])
+    model = from_proto(proto)
+    assert [node.op for node in model.graph.nodes] == ["Neg", "Constant", "Constant"]
+
+
 def test_raising_the_opset_leaves_mapped_weights_where_they_lie(tmp_path):
     proto = matmul(opset=9)
     truth = numpy_helper.to_array(proto.graph.initializer[0])

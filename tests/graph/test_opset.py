@@ -1,6 +1,7 @@
 """What ONNX's converter makes of old operators computes what these did, or is refused."""
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxq.errors import UnsupportedModel
@@ -18,6 +19,9 @@ OLD = {
     "Resize down, linear": ('y = Resize<mode="linear">(x, down)', 10),
     "Resize by a half and two": ('y = Resize<mode="nearest">(x, both)', 10),
     "Resize by what is computed": ('s = Mul(up, ones) y = Resize<mode="linear">(x, s)', 10),
+    "Resize by what is joined": (
+        's = Concat<axis=0>(one, less) y = Resize<mode="nearest">(x, s)', 10),
+    "another Resize": ('a = Relu(x) y = Resize<mode="nearest">(a, up)', 10),
     "Softmax": ("y = Softmax<axis=1>(x)", 7),
     "LogSoftmax": ("y = LogSoftmax<axis=2>(x)", 11),
     "Dropout": ("y = Dropout<ratio=0.5>(x)", 7),
@@ -45,7 +49,9 @@ OLD = {
 }  # fmt: skip
 NUMBERS = {
     "up": np.float32([1, 1, 1.5, 2]), "down": np.float32([1, 1, 0.6, 0.7]),
-    "both": np.float32([1, 1, 2, 0.5]), "ones": np.ones(4, np.float32), "w": (192, 5), "c": (1, 5),
+    "both": np.float32([1, 1, 2, 0.5]), "one": np.float32([1, 1]), "less": np.float32([0.6, 0.7]),
+    "mixed": np.float32([1, 1, 0.6, 2]), "two": np.ones(2, np.float32),
+    "ones": np.ones(4, np.float32), "w": (192, 5), "c": (1, 5),
     "g": np.float32([1, 2, 3, 4]), "of": np.array([0, 1]), "places": np.zeros((2, 4, 6, 8), int),
     "boxes": np.float32([[0, 0, 8, 9], [1, 2, 7, 6]]), "no": np.array(False),
 }  # fmt: skip
@@ -74,6 +80,7 @@ def test_a_raised_opset_computes_the_same(case, version):
     ("nodes", "opset", "version", "why"),
     [
         ("y = Hardmax<axis=1>(x)", 11, 13, "Hardmax has another meaning from 13"),
+        ('y = Resize<mode="nearest">(x, mixed)', 10, 11, "rounds up where it shrinks, and down"),
         ("y = GroupNormalization<num_groups=2>(x, two, two)", 20, 21,
          "GroupNormalization has another meaning from 21"),
         ("c = Not(no) y = If(c) <then_branch = t () => (float[] b) { b = Hardmax<axis=1>(x) }, "
@@ -81,12 +88,34 @@ def test_a_raised_opset_computes_the_same(case, version):
     ],
 )  # fmt: skip
 def test_what_would_mean_something_else_is_refused(nodes, opset, version, why):
-    used = {name: value for name, value in {"two": np.ones(2, np.float32), "no": np.array(False)}
-            .items() if name in nodes}  # fmt: skip
-    model = from_proto(
-        build(f"(float[2,4,6,8] x) => (float[] y) {{ {nodes} }}", opset=opset, **used)
-    )
+    model = from_proto(old(nodes, opset))
     model.raise_opset(version - 1)
     with pytest.raises(UnsupportedModel, match=why):
         model.raise_opset(version)
     assert model.opset == version - 1
+
+
+def test_what_functions_compute_is_refused_likewise():
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 11, "local" : 1]> net (float[2,3] x) => (float[2,3] y)'
+        ' { y = local.F(x) } <domain: "local", opset_import: ["" : 11]> F (x) => (y)'
+        " { y = Hardmax<axis=0>(x) }"
+    )
+    with pytest.raises(UnsupportedModel, match="Hardmax"):
+        from_proto(proto).raise_opset(13)
+
+
+def test_operators_of_others_mean_what_they_did():
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 10, "mine" : 1]> net (float[2,3] x) => (float[2,3] y)'
+        " { a = mine.Resize(x) b = mine.Hardmax<axis=0>(a) y = Relu(b) }"
+    )
+    model = from_proto(proto)
+    model.raise_opset(13)
+    assert not model.graph.nodes[0].attrs
+
+
+def test_scales_that_are_not_known_are_told():
+    model = from_proto(old(OLD["Resize by what is computed"][0].replace("linear", "nearest"), 10))
+    model.raise_opset(13)
+    assert "Resize Resize_y computes its scales: taken to enlarge" in model.notes
