@@ -221,12 +221,17 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def random_feeds(inputs: Sequence[Input], seed: int = 0, batch: int = 1) -> dict[str, Array]:
-    """Feeds that fit ``inputs``: normal floats, zeros for the rest; open sizes are ``batch``."""
+def random_feeds(
+    inputs: Sequence[Input], seed: int = 0, batch: int = 1, side: int | None = None
+) -> dict[str, Array]:
+    """Feeds that fit ``inputs``: normal floats, zeros for the rest.
+
+    Open sizes are ``batch``, those behind the first axis ``side`` if that is given.
+    """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for i in inputs:
-        shape = [d or batch for d in i.shape or ()]
+        shape = [d or (side if side and axis else batch) for axis, d in enumerate(i.shape or ())]
         floating = np.issubdtype(i.dtype, np.floating)
         feeds[i.name] = (rng.standard_normal(shape) if floating else np.zeros(shape)).astype(
             i.dtype

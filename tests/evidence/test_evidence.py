@@ -252,6 +252,24 @@ def test_verification_sees_where_an_output_stops_being_finite(tmp_path):
         largest_change(Session(tmp_path / "m.onnx"), prepared, None)
 
 
+@pytest.mark.parametrize("shape", ["1,1,h,w", "n,1,h,w"])
+def test_verification_sees_where_pixels_of_images_of_any_size_go(tmp_path, shape):
+    onnx.save(build(f"(float[{shape}] x) => (float[] y) {{ y = Relu(x) }}"), tmp_path / "m.onnx")
+    moved = build(
+        f"(float[{shape}] x) => (float[] y) {{ s = Slice(x, from, to, axis, by) y = Relu(s) }}",
+        **{"from": np.array([-1]), "to": np.array([-999]), "axis": np.array([3]),
+           "by": np.array([-1])},
+    )  # fmt: skip
+    with pytest.raises(PassError, match="of its largest value: this is a bug"):
+        largest_change(Session(tmp_path / "m.onnx"), from_proto(moved), None)
+
+
+def test_verification_falls_back_on_sizes_of_one(tmp_path):
+    proto = build("(float[n,a] x, float[b,n] z) => (float[] y) { y = MatMul(z, x) }")
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert largest_change(Session(tmp_path / "m.onnx"), load(tmp_path / "m.onnx"), None) == 0.0
+
+
 def magnifying(by):
     """A network whose output shows rounding ``by`` times as large."""
     return build(
