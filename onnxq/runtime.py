@@ -102,7 +102,7 @@ class Session:
             raise InputError(f"{path or 'the model'}: {odd}") from cause
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """All outputs and taps that are tensors, by name.
+        """All outputs and taps that are tensors of numbers, by name.
 
         Raises:
             InputError: onnxruntime cannot run the model on these feeds.
@@ -115,7 +115,10 @@ class Session:
                 f"onnxruntime cannot run the model on {shapes or 'constants'}: {_reason(cause)}"
             ) from cause
         named = zip(self.outputs, values, strict=True)
-        return {name: value for name, value in named if isinstance(value, np.ndarray)}
+        return {
+            name: value for name, value in named
+            if isinstance(value, np.ndarray) and value.dtype.kind != "O"
+        }  # fmt: skip
 
 
 def optimized_graph(model: Model | Path) -> onnx.GraphProto:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import ARITHMETIC, RANDOM, layer_of
-from onnxq.graph.model import FLOAT, FLOAT16, Model, is_number
+from onnxq.graph.model import FLOAT, FLOAT16, Model, is_number, size_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.runtime import evaluate
 
@@ -86,7 +86,7 @@ def fold_constants(model: Model, outcome: Outcome) -> None:
             source: dict[str, int] = {}
             for t in given:
                 made = isinstance(t, gs.Variable)
-                source |= known[t.name] if made else {t.name: t.values.nbytes}
+                source |= known[t.name] if made else {t.name: size_of(t)}
             known |= dict.fromkeys((t.name for t in node.outputs), source)
             folded.append(node)
     needed = [

@@ -101,7 +101,7 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all constants, as they lie in memory."""
-        return sum(_nbytes(c) for c in self.constants())
+        return sum(size_of(c) for c in self.constants())
 
     def nodes(self) -> list[gs.Node]:
         """Every node of the graph and of the bodies in it."""
@@ -430,7 +430,7 @@ class Model:
 
         Yields their values by name.
         """
-        large = [c for c in self.constants() if _nbytes(c) >= EXTERNAL_MIN]
+        large = [c for c in self.constants() if size_of(c) >= EXTERNAL_MIN]
         held = {constant.name: constant._values for constant in large}
         try:
             for constant in large:
@@ -518,8 +518,8 @@ def reads(node: gs.Node) -> list[gs.Tensor]:
     return [t for n in itertools.chain([node], inner) for t in n.inputs]
 
 
-def _nbytes(constant: gs.Constant) -> int:
-    """Size of a constant without reading it."""
+def size_of(constant: gs.Constant) -> int:
+    """Bytes of a constant, told without reading them, which would spoil packed ones."""
     return int(constant._values.nbytes)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from onnxq.graph.layers import layers
 from onnxq.passes.normalize import LARGEST_RESULT, Normalize
-from tests.graphs import after, build, feeds, norm, ops, run
+from tests.graphs import after, build, feeds, norm, ops, quantize, run
 
 rng = np.random.default_rng(0)
 
@@ -48,6 +48,29 @@ def test_a_sparse_constant_or_a_string_stays_a_node():
     model, _ = after(proto, Normalize())
     assert sorted(ops(model)) == ["Constant", "Constant", "Identity", "Mul", "Neg"]
     assert run(model.to_proto(), feeds(proto))["t"] == "text"
+
+
+def test_packed_constants_are_not_spoilt_where_they_are_unpacked(tmp_path):
+    proto = build("(float[1,4,8,8] x) => (float[] y) { y = Conv(x, w) }", opset=21, w=(4, 4, 3, 3))
+    codes = np.random.default_rng(0).integers(-8, 8, (4, 4, 3, 3))
+    packed = onnx.helper.make_tensor("codes", onnx.TensorProto.INT4, codes.shape, codes.reshape(-1))
+    proto.graph.initializer[0].CopyFrom(packed)
+    proto.graph.node.insert(0, onnx.helper.make_node("Cast", ["codes"], ["w"], to=1))
+    report, _ = quantize(proto, tmp_path)
+    assert list(report.kernels.integer.values()) == ["QLinearConv"]
+
+
+def test_texts_beside_numbers_are_no_results_to_compare(tmp_path):
+    proto = build(
+        "(float[1,4,8,8] x) => (float[] y, string[2] t) { y = Conv(x, w) c = Constant() "
+        "t = Identity(c) }",
+        w=(4, 4, 3, 3),
+    )  # fmt: skip
+    words = onnx.helper.make_tensor("v", onnx.TensorProto.STRING, [2], [b"a", b"b"])
+    proto.graph.node[1].attribute.append(onnx.helper.make_attribute("value", words))
+    report, file = quantize(proto, tmp_path, recipe="balanced")
+    assert [*report.fidelity.outputs] == ["y"]
+    assert run(onnx.load(file), feeds(proto))["t"].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize(
