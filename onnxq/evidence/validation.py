@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from onnxq.errors import InputError
 from onnxq.evidence.evaluate import EVIDENCE, Comparison, compare
 from onnxq.evidence.layerwise import LayerError, layer_errors
 from onnxq.graph.model import Model, load
@@ -79,12 +80,19 @@ def quantized_against(
         progress: Called as samples are done.
 
     Raises:
-        InputError: A model or the data cannot be used.
+        InputError: A model or the data cannot be used, or the files have no layer in common that is
+            quantized in the second.
     """
     floats, integers, samples = _opened(reference, quantized, data, preprocess, "none")
     if (recipe := Recipe.told(integers.metadata)) is not None:
         prepare(floats, recipe)  # layers may have more channels than they had
-    return layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
+    errors = layer_errors(floats, integers, thinned(samples, EVIDENCE), progress)
+    if not errors:
+        raise InputError(
+            f"{quantized}: no quantized layer in it is one of {reference}: give the float model "
+            "and a file made from it"
+        )
+    return errors
 
 
 def _opened(

@@ -17,6 +17,7 @@ def told(here):
     [
         ("validate model.onnx told.onnx --data calib.npz", 3, "metadata onnxq.preprocess"),
         ("inspect model.onnx --against told.onnx --data calib.npz", 3, "metadata onnxq.preprocess"),
+        ("inspect model.onnx --against model.onnx --data calib.npz", 3, "no quantized layer in it"),
         ("validate model.onnx model.onnx --data val.npz --labels gone.csv", 3, "gone.csv: no such"),
         ("validate model.onnx model.onnx --data val.npz --labels labels.csv", 2, "named labels"),
     ],
