@@ -19,6 +19,7 @@ from onnxq.files import (
 )
 from onnxq.graph.layers import RANDOM
 from onnxq.graph.model import INLINE_LIMIT, Model, load
+from onnxq.graph.parts import parts
 from onnxq.graph.protos import check_file, check_proto, file_size, model_files
 from onnxq.graph.storage import OLDEST
 from onnxq.pipeline import LearnedPass, Outcome
@@ -283,11 +284,14 @@ def _gather_evidence(
     """Run what was written: layer by layer and as a whole, against the float model."""
     target = Path(report.output)
     deployed, exact = Session(target), Session(target, optimize=False)
+    joined = parts(prepared)
     if calibration is not None:
         few = thinned(calibration.samples, LAYER_EVIDENCE)
         report.layers = layer_errors(prepared, written, few, progress)
         some = thinned(calibration.samples, EVIDENCE)
-        report.fidelity = compare(original, deployed, some, exact=exact, progress=progress)
+        report.fidelity = compare(
+            original, deployed, some, exact=exact, joined=joined, progress=progress
+        )
         report.warnings += report.fidelity.warnings
     if judge is not None:
         report.validation = compare(
@@ -296,6 +300,7 @@ def _gather_evidence(
             judge,
             exact=exact,
             labels=getattr(judge, "labels", None),
+            joined=joined,
             progress=progress,
         )
         report.warnings += [w for w in report.validation.warnings if w not in report.warnings]

@@ -10,6 +10,7 @@ import numpy as np
 from onnxq.errors import CalibrationError
 from onnxq.evidence.inspect import multiply_accumulates
 from onnxq.graph.model import Model
+from onnxq.graph.parts import parts
 from onnxq.numerics.relief import cheapest
 from onnxq.numerics.smoothing import LEFT
 from onnxq.progress import Progress
@@ -296,7 +297,7 @@ def _held_out(reference: Model, samples: Samples) -> tuple[Judge, Samples]:
     every = min(max(every, -(-len(keys) * size // BUDGET)), len(keys))
     chosen = {key for some in keys[every - 1 :: every] for key in some}
     held = [b for b in batches(samples, inputs, 1) if not chosen.isdisjoint(b.keys)]
-    judge = Judge(session, held)
+    judge = Judge(session, held, parts(reference))
     if not judge.outputs:
         reasons = "; ".join(f"{name}: {why}" for name, why in judge.unjudged.items())
         raise CalibrationError(f"--min-sqnr cannot be judged by any output: {reasons}")

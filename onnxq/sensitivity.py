@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxq.graph.layers import layers
 from onnxq.graph.model import Model
+from onnxq.graph.parts import Parts, apart
 from onnxq.graph.placement import Placement, data_inputs, place, root_of
 from onnxq.numerics import affine
 from onnxq.numerics.metrics import Fidelity, noise_to_signal
@@ -67,22 +68,29 @@ class Judge:
     Args:
         session: The float model.
         held: What is run; the float model's outputs stay in memory.
+        joined: Outputs whose parts are judged by themselves, too.
 
     Attributes:
-        outputs: The outputs that are judged.
+        outputs: The outputs that are judged, and their parts.
         unjudged: The others, and why.
         runs: Number of runs, one sample each unless samples only run together.
         count: Number of samples.
         feeds: Those of the first run.
     """
 
-    def __init__(self, session: Session, held: Sequence[Batch]) -> None:
-        self._pairs = [(batch, session.run(batch.feeds)) for batch in held]
+    def __init__(
+        self, session: Session, held: Sequence[Batch], joined: Mapping[str, Parts] | None = None
+    ) -> None:
+        self._joined = joined or {}
+        self._pairs = [(batch, self._run(session, batch)) for batch in held]
         self.count, self.feeds = sum(batch.valid for batch in held), held[0].feeds
         self.runs = len(held)
         flaws = {name: self._flaw(name) for name in self._pairs[0][1]}
         self.outputs = [name for name, flaw in flaws.items() if flaw is None]
         self.unjudged = {name: flaw for name, flaw in flaws.items() if flaw is not None}
+
+    def _run(self, session: Session, batch: Batch) -> dict[str, Array]:
+        return apart(session.run(batch.feeds), self._joined)
 
     def _flaw(self, output: str) -> str | None:
         """Why an output cannot be judged."""
@@ -108,7 +116,7 @@ class Judge:
         """
         session, powers = Session(model), list[list[tuple[float, float]]]()
         for batch, truth in self._pairs[:most]:
-            results, found = session.run(batch.feeds), list[tuple[float, float]]()
+            results, found = self._run(session, batch), list[tuple[float, float]]()
             for name in self.outputs:
                 fidelity = Fidelity()
                 fidelity.update(batch.trim(truth[name]), batch.trim(results[name]))

@@ -1,12 +1,13 @@
 """Two models side by side on the same samples: accuracy with labels, fidelity always."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxq.errors import CalibrationError
+from onnxq.graph.parts import Parts, apart
 from onnxq.numerics.metrics import Fidelity, kl_divergence, wilson_interval
 from onnxq.progress import Progress, silent
 from onnxq.runtime import Session, in_order
@@ -152,6 +153,7 @@ def compare(
     *,
     exact: Session | None = None,
     labels: Sequence[int] | None = None,
+    joined: Mapping[str, Parts] | None = None,
     progress: Progress = silent,
 ) -> Comparison:
     """Run both models over all samples in one streaming pass.
@@ -162,6 +164,7 @@ def compare(
         samples: The data.
         exact: The quantized model without graph optimisations, to check a few samples against.
         labels: Class of each sample, by key.
+        joined: Outputs whose parts are compared by themselves, too.
         progress: Called after every batch.
 
     Raises:
@@ -179,8 +182,9 @@ def compare(
 
     size = batch_size(reference, samples)
     for batch, before, after in in_order(run, batches(samples, reference.inputs, size)):
-        for name, x in before.items():
-            found.outputs.setdefault(name, Fidelity()).update(x, after[name])
+        pieces = apart(after, joined or {})
+        for name, x in apart(before, joined or {}).items():
+            found.outputs.setdefault(name, Fidelity()).update(x, pieces[name])
         scores = _scores(before, labels is not None)
         alike = scores is not None and before[scores].shape == after[scores].shape
         if scores is not None and alike and len(before[scores]):

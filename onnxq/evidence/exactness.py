@@ -31,12 +31,10 @@ def largest_change(original: Session, prepared: Model, feeds: Feeds | None) -> f
     Raises:
         PassError: It is more than rounding explains.
     """
-    if feeds is not None:
-        given, before = feeds, original.run(feeds)
-    elif (ran := _random_run(original)) is not None:
-        given, before = ran
-    else:
+    ran = _random_run(original) if feeds is None else (feeds, original.run(feeds))
+    if ran is None:
         return None
+    given, before = ran
     worst = _change(before, Session(prepared).run(given))
     half = any(x.dtype == np.float16 for x in before.values())
     if worst <= (TOLERANCE_HALF if half else TOLERANCE):

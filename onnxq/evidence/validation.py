@@ -6,6 +6,7 @@ from onnxq.errors import InputError
 from onnxq.evidence.evaluate import EVIDENCE, Comparison, compare
 from onnxq.evidence.layerwise import LayerError, layer_errors
 from onnxq.graph.model import Model, load
+from onnxq.graph.parts import parts
 from onnxq.progress import Progress, silent
 from onnxq.quantization import prepare
 from onnxq.recipe import Recipe
@@ -38,13 +39,14 @@ def validate(
         UsageError: ``labels`` is a CSV file, and the data are arrays.
         InputError: A model or the data cannot be used.
     """
-    _, _, samples = _opened(reference, quantized, data, preprocess, labels)
+    floats, _, samples = _opened(reference, quantized, data, preprocess, labels)
     found = compare(
         Session(Path(reference)),
         Session(Path(quantized)),
         samples,
         exact=Session(Path(quantized), optimize=False),
         labels=getattr(samples, "labels", None),
+        joined=parts(floats),
         progress=progress,
     )
     found.assumptions = assumptions(samples)
