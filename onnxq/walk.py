@@ -138,11 +138,11 @@ def _visit(
 
 def _first(model: Model, visited: Sequence[Layer]) -> dict[str, str]:
     """Layers with equal weights that are on one grid so far, and the first of them."""
-    grids: dict[bytes, list[Layer]] = {}
+    grids: dict[tuple[object, ...], list[Layer]] = {}
     for layer in visited:
         weight = model.weights[layer.name]
         spec, scale = weight.params.spec, weight.params.scale
-        grids.setdefault(f"{spec} {scale.shape}".encode() + scale.tobytes(), []).append(layer)
+        grids.setdefault((spec, scale.shape, scale.tobytes()), []).append(layer)
     return {name: known for alike in grids.values() for name, known in twins(alike).items()}
 
 

@@ -196,6 +196,7 @@ class _Search:
 
     Attributes:
         ends: Layers by the name of the node at their end.
+        fixed: Why a layer's weight is not to be scaled, by the layer's name.
         norms: Normalizations that make channels, by name.
         channels: Of every tensor whose channels these make, by name.
         operands: Node that hands channels on to its tensors that they come from, each with the
@@ -205,7 +206,8 @@ class _Search:
     def __init__(self, model: Model, ceilings: bool, norms: bool) -> None:
         self.model, self.ceilings = model, ceilings
         self.captured = model.captured()
-        self.twins = twins(layer for layer in layers(model) if layer.name not in model.kept_float)
+        twin = twins(layer for layer in layers(model) if layer.name not in model.kept_float)
+        self.fixed = model.kept_float | dict.fromkeys(twin, SHARED)
         self.ends = {layer.end.name: layer for layer in layers(model)}
         self.norms: dict[str, gs.Node] = {}
         self.channels: dict[str, Channels] = {}
@@ -350,9 +352,7 @@ class _Search:
                 yield f"{node.op} {node.name} {what}"
 
     def _against_source(self, layer: Layer) -> Iterator[str]:
-        why = self.model.kept_float.get(layer.name)
-        if why is None and layer.name in self.twins:
-            why = SHARED
+        why = self.fixed.get(layer.name)
         if why is None and layer.bias_or_zeros is None:
             why = "its bias is not one constant per output channel"
         inner = layer.node.outputs[0]
@@ -362,9 +362,7 @@ class _Search:
             yield f"{layer.op} {layer.name}, which makes it: {why}"
 
     def _against_sink(self, layer: Layer, channels: Channels) -> Iterator[str]:
-        why = self.model.kept_float.get(layer.name) or unreadable(layer, channels)
-        if why is None and layer.name in self.twins:
-            why = SHARED
+        why = self.fixed.get(layer.name) or unreadable(layer, channels)
         if why is None and sum(t is layer.data for t in layer.node.inputs) > 1:
             why = "it is its bias, too"
         if why is not None:
