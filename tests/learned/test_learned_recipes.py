@@ -255,7 +255,7 @@ def test_a_model_of_fixed_batches_and_two_inputs_is_trained(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adaround", "brecq", "best"])
 @given(**CASES)
-@settings(FIXED, max_examples=50)
+@settings(FIXED, max_examples=30)
 def test_random_networks_are_trained(
     tmp_path_factory, name, net, weights, act_bits, kept, attention, group
 ):

@@ -16,6 +16,8 @@ FILES = [(entry, file) for entry in ENTRIES for file in (entry, *entry["exports"
 
 # Images whose two best classes are so near that another processor may tell them apart otherwise.
 NEAR = 3
+# What takes minutes to run on all images is run on some.
+SLOW = {"densenet-bc-100"}
 
 each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
 each_file = pytest.mark.parametrize(
@@ -65,12 +67,19 @@ def test_all_files_together_are_small_enough_for_a_repository() -> None:
 
 @pytest.mark.slow
 @each_entry
-def test_a_model_is_as_accurate_as_the_manifest_says(entry: dict) -> None:
-    accuracy = entry["accuracy"]
-    right, count = zoo.score(entry, zoo.ROOT / entry["file"], images_of(entry))
+def test_a_model_is_as_accurate_as_the_manifest_says(
+    entry: dict, request: pytest.FixtureRequest
+) -> None:
+    accuracy, data = entry["accuracy"], images_of(entry)
+    assert round(accuracy["correct"] / accuracy["count"], 4) == accuracy["top1"]
+    if entry["name"] in SLOW:
+        right, count = zoo.score(entry, zoo.ROOT / entry["file"], request.getfixturevalue("some"))
+        deviation = (accuracy["top1"] * (1 - accuracy["top1"]) / count) ** 0.5
+        assert abs(right / count - accuracy["top1"]) <= 2 * deviation
+        return
+    right, count = zoo.score(entry, zoo.ROOT / entry["file"], data)
     assert count == accuracy["count"]
     assert abs(right - accuracy["correct"]) <= NEAR * (count // 5000 or 1)
-    assert round(accuracy["correct"] / count, 4) == accuracy["top1"]
 
 
 # Weighted layers, all of which run on integers.

@@ -58,7 +58,7 @@ def total(x, power, s, bits, rho, common=None):
 def test_of_all_factors_of_two_channels_none_leaves_much_less_noise(spread, bits, rho, rectified):
     x, power = sample(spread, rectified=rectified), np.array([1.0, 3.0])
     s, _ = smoothing.factors([read(x, power, bits=bits)], everywhere(x), rho)
-    others = (np.array([1.0, r]) for r in np.geomspace(0.01, 100, 161))
+    others = (np.array([1.0, r]) for r in np.geomspace(0.01, 100, 81))
     least = min(total(x, power, other, bits, rho) for other in others)
     assert total(x, power, s, bits, rho) <= 1.08 * least
 
