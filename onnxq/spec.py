@@ -11,7 +11,8 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 # x86 processors without instructions for dot products add two products of a uint8 activation and an
-# int8 weight in 16 bits, which saturate. Two of 255 and 64 fit; those of larger weights may not.
+# int8 weight in 16 bits, which saturate. Two of 255 and 64 fit; one of a larger weight fits beside
+# one of a smaller (numerics/pairs.py).
 SAFE = 64
 
 
@@ -24,7 +25,7 @@ class QuantSpec:
         signed: Codes are two's complement rather than unsigned.
         symmetric: The zero point is 0 and the range is mirrored.
         per_channel: One scale for each output channel instead of one for the tensor.
-        headroom: Codes end at ``SAFE``, if not before.
+        headroom: Any two codes of one sign that kernels may add fit 16 bits (numerics/pairs.py).
     """
 
     bits: int = 8
@@ -45,8 +46,7 @@ class QuantSpec:
     @property
     def qmax(self) -> int:
         """Largest code."""
-        largest = (1 << self.bits - self.signed) - 1
-        return min(largest, SAFE) if self.headroom else largest
+        return (1 << self.bits - self.signed) - 1
 
     @property
     def dtype(self) -> np.dtype[np.signedinteger] | np.dtype[np.unsignedinteger]:

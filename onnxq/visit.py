@@ -9,9 +9,10 @@ import numpy as np
 from onnxq.graph.layers import Layer
 from onnxq.graph.model import Model
 from onnxq.numerics import affine
+from onnxq.numerics.compensate import Ends
 from onnxq.numerics.moments import InputMoments
 from onnxq.runtime import in_order
-from onnxq.spec import Array, Floats, QTensor
+from onnxq.spec import SAFE, Array, Floats, QTensor
 
 # With more inputs of an output channel, second moments are too large to take and to invert.
 MOST_INPUTS = 8192
@@ -85,8 +86,17 @@ class Visit:
 
     @property
     def top(self) -> int:
-        """Largest level of a uniform grid."""
-        return self.weight.params.spec.qmax
+        """Largest level of a uniform grid that any weight may have."""
+        spec = self.weight.params.spec
+        return min(spec.qmax, SAFE) if spec.headroom else spec.qmax
+
+    @property
+    def ends(self) -> Ends:
+        """Least and largest level of a uniform grid, () or (groups, rows, inputs)."""
+        if (room := self.layer.room(self.weight)) is not None:
+            return self.layer.rows(room[0]), self.layer.rows(room[1])
+        spec = self.weight.params.spec
+        return np.array(spec.qmin, np.int16), np.array(spec.qmax, np.int16)
 
     @property
     def book(self) -> Array | None:

@@ -42,7 +42,7 @@ class CompensateRounding(LayerPass):
             goal,
             hessian + compensate.damping(hessian, count),
             visit.scales,
-            visit.top,
+            visit.ends,
             visit.book,
             factors,
             shared=params.scale.ndim == 0,

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from onnxq.errors import UnsupportedModel
 from onnxq.graph.layers import Layer, layers
 from onnxq.graph.model import Model
-from onnxq.numerics import affine, levels, oaq, ranges
+from onnxq.numerics import affine, levels, oaq, pairs, ranges
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Floats, QParams, QTensor, QuantSpec, weight_spec
 
@@ -37,7 +37,7 @@ class QuantizeWeights(Pass):
         outliers: Weights beyond three standard deviations are kept, or ``compress`` and ``scale``
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
         book: Levels lie on an ``int8`` grid, for integer kernels; uniform ones of 8 bits end at 64
-            but in depthwise layers, so that no processor saturates. Or they are ``float``.
+            beside others of their sign, so that no processor saturates. Or they are ``float``.
         wide: Layers whose weights have other bits, and how many; their levels are uniform where
             ``levels`` has no such width.
     """
@@ -103,8 +103,10 @@ class QuantizeWeights(Pass):
         return self.model_copy(update={"bits": bits, "levels": name})
 
     def _weight(self, layer: Layer, outcome: Outcome) -> QTensor:
-        # onnxruntime's kernel for depthwise layers adds products in 32 bits on every processor.
-        headroom = self.book == "int8" and not layer.depthwise
+        # onnxruntime's kernel for depthwise layers adds products in 32 bits on every processor, and
+        # it has none for ConvTranspose.
+        added = not layer.depthwise and layer.op != "ConvTranspose"
+        headroom = self.book == "int8" and added and not self.group_size
         spec = weight_spec(self.bits, self.per_channel, headroom)
         # One weight for each channel, as of a batch normalization, has no range to share.
         scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
@@ -118,7 +120,7 @@ class QuantizeWeights(Pass):
                 f"its {c_in} input channels are not whole groups of {self.group_size}: one scale "
                 "for each output channel",
             )
-        return self._quantized(layer.weight, spec, axis)
+        return self._quantized(layer, layer.weight, spec, axis)
 
     def _grouped(self, layer: Layer, spec: QuantSpec) -> QTensor:
         """The weight with its input channels split in two axes, a scale for each of the first.
@@ -129,18 +131,24 @@ class QuantizeWeights(Pass):
         split = w.reshape(*w.shape[:group], -1, self.group_size, *w.shape[group + 1 :])
         out = layer.out_axis + (layer.out_axis > group)
         rows = np.moveaxis(split, (out, group), (0, 1))
-        found = self._quantized(rows.reshape(rows.shape[0] * rows.shape[1], -1), spec, 0)
+        matrix = rows.reshape(rows.shape[0] * rows.shape[1], -1)
+        found = self._quantized(layer, matrix, spec, 0)
         scale = found.params.scale.reshape(*rows.shape[:2], *[1] * (rows.ndim - 2))
         codes = np.moveaxis(found.codes.reshape(rows.shape), (0, 1), (out, group))
         scale = np.moveaxis(scale, (0, 1), (out, group))
         params = QParams(scale, np.zeros(scale.shape, np.int8), None, spec)
         return QTensor(codes, params, found.book)
 
-    def _quantized(self, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
+    def _quantized(self, layer: Layer, w: Floats, spec: QuantSpec, axis: int | None) -> QTensor:
         if self.outliers != "keep":
             w = oaq.OUTLIERS[self.outliers](w, axis)
         if self.levels == "uniform":
             params = affine.qparams(*ranges.WEIGHT[self.range](w, spec, axis), spec, axis)
+            if spec.headroom:
+                w = affine.clip(w, params)
+                sums = pairs.sums(layer.in_order(w))
+                largest = sums.max() if axis is None else sums.max(tuple(range(sums.ndim - 1)))
+                params = pairs.spaced(params, largest)
             return QTensor(affine.quantize(w, params), params)
         clip = self._clip(w, spec, axis)
         return levels.quantize(w, self.levels, spec, axis, clip, self.book == "int8")

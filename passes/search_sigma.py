@@ -31,6 +31,6 @@ class SearchSigma(LayerPass):
         sigma, finest = oaq.sigma_output(rows, visit.inputs.hessian, top, book, shared)
         scales = finest / sigma
         visit.settle(
-            compensate.to_levels(rows / scales, top, book), scales / visit.scales[:, :, :1]
+            compensate.to_levels(rows / scales, (-top, top), book), scales / visit.scales[:, :, :1]
         )
         outcome.edit(name, f"sigma {np.min(sigma):.2f} to {np.max(sigma):.2f}")

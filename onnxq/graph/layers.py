@@ -20,8 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.model import Model
+from onnxq.numerics import pairs
 from onnxq.numerics.unfold import Window
-from onnxq.spec import Array, Floats
+from onnxq.spec import Array, Floats, QTensor
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What else multiplies by weights or looks them up; and how many are worth a word.
@@ -176,6 +177,31 @@ class Layer:
         """The inverse of ``rows``."""
         out, *rest = np.moveaxis(self.weight, self.out_axis, 0).shape
         return np.moveaxis(rows.reshape(out, *rest), 0, self.out_axis)
+
+    def in_order(self, values: Array) -> Array:
+        """A weight as (..., c_out, inputs), the inputs in the order in which kernels add.
+
+        Those of onnxruntime see images with channels last. Not for a ConvTranspose, which has no
+        integer kernel.
+        """
+        last = np.moveaxis(values, self.in_axis, -1)
+        return last.reshape(len(last), -1) if self.op == "Conv" else last
+
+    def from_order(self, ordered: Array) -> Array:
+        """The inverse of ``in_order``."""
+        shape = np.moveaxis(self.weight, self.in_axis, -1).shape
+        return np.moveaxis(ordered.reshape(shape), -1, self.in_axis)
+
+    def room(self, weight: QTensor) -> tuple[Array, Array] | None:
+        """Least and largest code of each weight beside those that kernels add to it in 16 bits.
+
+        Each of the shape of the codes; None where the ends of the grid are the only ones.
+        """
+        spec = weight.params.spec
+        if weight.book is not None or not spec.headroom or 2 * spec.qmax <= pairs.MOST:
+            return None
+        low, high = pairs.room(self.in_order(weight.codes), spec.qmax)
+        return self.from_order(low), self.from_order(high)
 
     @property
     def window(self) -> Window | None:

@@ -55,7 +55,9 @@ class QuantizedNetwork(nn.Module):
         self.weights = cast(
             MutableSequence[WeightQuantizer | SoftRounding],
             nn.ModuleList(
-                WeightQuantizer(model.weights[layer.name], layer.weight) for layer in self.layers
+                WeightQuantizer(weight, layer.weight, layer.room(weight))
+                for layer in self.layers
+                for weight in [model.weights[layer.name]]
             ),
         )
         self.biased: dict[int, str] = {}

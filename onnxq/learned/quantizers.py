@@ -123,6 +123,7 @@ class WeightQuantizer(nn.Module):
         weight: What it rounds to at first.
         source: The float weight. It is where training begins if it rounds to that, and otherwise,
             after a compensation of errors, training begins in the middle of every step.
+        ends: Least and largest code of each weight; None for those of the grid.
 
     Attributes:
         latent: In steps of the first scale, or mean ones of a book; of the shape of the codes.
@@ -132,8 +133,12 @@ class WeightQuantizer(nn.Module):
     origin: Tensor
     step: Tensor
     book: Tensor | None
+    least: Tensor | None
+    most: Tensor | None
 
-    def __init__(self, weight: QTensor, source: Floats) -> None:
+    def __init__(
+        self, weight: QTensor, source: Floats, ends: tuple[Array, Array] | None = None
+    ) -> None:
         super().__init__()
         params, codes, book = weight.params, weight.codes, weight.book
         self.weight, self.shape = weight, source.shape
@@ -147,6 +152,8 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("book", None if book is None else torch.from_numpy(book).float())
         self.register_buffer("origin", torch.from_numpy(scale))
         self.register_buffer("step", self.origin * gap)
+        for name, end in zip(("least", "most"), ends or (None, None), strict=True):
+            self.register_buffer(name, None if end is None else torch.from_numpy(end).float())
         values = torch.from_numpy(np.ascontiguousarray(weight.levels, np.float32))
         middle = values / gap
         w = source.reshape(codes.shape)
@@ -166,15 +173,23 @@ class WeightQuantizer(nn.Module):
 
     def forward(self) -> Tensor:
         """The weight as the layer sees it."""
+        scale = self.scale
+        x = self._within(scale)
+        return project(x, scale, self.low, self.high, self.book).reshape(self.shape)
+
+    def _within(self, scale: Tensor) -> Tensor:
+        """What is rounded."""
         x = self.latent * self.step
-        return project(x, self.scale, self.low, self.high, self.book).reshape(self.shape)
+        if self.least is None or self.most is None:
+            return x
+        return x.clamp(self.least * scale, self.most * scale)
 
     def plan(self) -> QTensor:
         """The integer weight as it is now."""
         params = self.weight.params
         with torch.no_grad():
             scale = self.scale
-            found = nearest(self.latent * self.step / scale, self.low, self.high, self.book)
+            found = nearest(self._within(scale) / scale, self.low, self.high, self.book)
         codes = found.cpu().numpy()
         if self.weight.book is not None:
             codes = np.searchsorted(self.weight.book, codes)

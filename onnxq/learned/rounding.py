@@ -48,6 +48,7 @@ class SoftRounding(nn.Module):
     Args:
         weight: What it rounds to at first.
         source: The float weight.
+        ends: Least and largest code of each weight; None for those of the grid.
 
     Attributes:
         latent: V, of the shape of the codes.
@@ -57,7 +58,9 @@ class SoftRounding(nn.Module):
     below: Tensor
     above: Tensor
 
-    def __init__(self, weight: QTensor, source: Floats) -> None:
+    def __init__(
+        self, weight: QTensor, source: Floats, ends: tuple[Array, Array] | None = None
+    ) -> None:
         super().__init__()
         params, codes = weight.params, weight.codes.astype(np.int64)
         self.weight, self.shape = weight, source.shape
@@ -66,7 +69,8 @@ class SoftRounding(nn.Module):
         scale = affine.broadcast(params.scale, codes.ndim, params.axis).astype(np.float32)
         u = source.reshape(codes.shape) / scale
         level = codes - low
-        below = np.clip(level - (u < book[level]), 0, len(book) - 2)
+        least, most = (0, len(book) - 1) if ends is None else (end - low for end in ends)
+        below = np.clip(level - (u < book[level]), least, most - 1)
         levels = torch.from_numpy(book.astype(np.float32))
         self.floor = torch.from_numpy((below + low).astype(weight.codes.dtype))
         self.register_buffer("scale", torch.from_numpy(np.array(scale)))

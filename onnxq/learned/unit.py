@@ -103,7 +103,8 @@ class UnitTraining:
         network, biases = self.prefix.network, []
         for i, layer in enumerate(network.layers):
             if layer.name in self.unit.layers:
-                soft = SoftRounding(network.weights[i].plan(), layer.weight)
+                weight = network.weights[i].plan()
+                soft = SoftRounding(weight, layer.weight, layer.room(weight))
                 cast(nn.ModuleList, network.weights)[i] = soft.to(self.prefix.device)
                 self.rounding.append(soft)
                 if i in network.units and rates.biases:

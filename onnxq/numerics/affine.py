@@ -101,6 +101,12 @@ def quantize(x: Floats, params: QParams) -> Ints:
     return np.asarray(np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype))
 
 
+def clip(x: Floats, params: QParams) -> Floats:
+    """``x`` cut off at the ends of the grid."""
+    lo, hi = (broadcast(end, x.ndim, params.axis) for end in (params.lo, params.hi))
+    return np.asarray(np.clip(x, lo, hi))
+
+
 def dequantize(codes: Ints, params: QParams) -> Floats:
     """Real values of ``codes``, float32, with ONNX DequantizeLinear's arithmetic."""
     scale = broadcast(params.scale, codes.ndim, params.axis)

@@ -18,6 +18,9 @@ import numpy as np
 from onnxq.numerics.levels import nearest
 from onnxq.spec import Array
 
+# Least and largest level of a uniform grid.
+Ends = tuple[Array | int, Array | int]
+
 # Columns rounded before the rest of the matrix hears of it.
 BLOCK = 128
 # Added to the diagonal of H at least, relative to its mean.
@@ -56,10 +59,10 @@ def target(w: Array, hessian: Array, cross: Array, extra: Array) -> Array:
     return np.linalg.solve(hessian + extra, right).transpose(0, 2, 1)
 
 
-def to_levels(u: Array, top: int, book: Array | None) -> Array:
-    """The nearest level of the uniform grid -top .. top, or of an ascending book."""
+def to_levels(u: Array, ends: Ends, book: Array | None) -> Array:
+    """The nearest integer between two ends, or the nearest level of an ascending book."""
     if book is None:
-        return np.clip(np.rint(u), -top, top)
+        return np.clip(np.rint(u), *ends)
     return np.asarray(book[nearest(u, book)])
 
 
@@ -68,7 +71,7 @@ def error(w_q: Array, w: Array, hessian: Array) -> Array:
     return np.asarray((((w_q - w) @ hessian) * (w_q - w)).sum(axis=-1))
 
 
-def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -> Array:
+def gptq(w: Array, hessian: Array, scale: Array, ends: Ends, book: Array | None) -> Array:
     """Levels q: one column after the other is rounded, its error spread over those still to come.
 
     With U the upper Cholesky factor of H^-1,
@@ -81,14 +84,16 @@ def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -
         w: What to round.
         hessian: Positive definite.
         scale: s, of the shape of ``w``, or broadcast to it.
-        top: Largest level of the uniform grid.
+        ends: Least and largest level of the uniform grid, each to broadcast to ``w``.
         book: Levels, where they are not uniform.
     """
     size = w.shape[2]
     order = np.argsort(-np.einsum("gii->gi", hessian), axis=1, kind="stable")
     columns = order[:, None, :]
     w = np.take_along_axis(w, columns, axis=2)
-    scale = np.take_along_axis(np.broadcast_to(scale, w.shape), columns, axis=2)
+    scale, low, high = (
+        np.take_along_axis(np.broadcast_to(a, w.shape), columns, axis=2) for a in (scale, *ends)
+    )
     h = np.take_along_axis(hessian, columns, axis=2)
     h = np.take_along_axis(h, order[:, :, None], axis=1)
     # H = A Aᵀ with A upper, the factor of H in reversed order, gives H^-1 = Uᵀ U with U = A^-1.
@@ -98,7 +103,8 @@ def gptq(w: Array, hessian: Array, scale: Array, top: int, book: Array | None) -
         stop = min(start + BLOCK, size)
         e = np.empty((*w.shape[:2], stop - start))
         for i in range(start, stop):
-            q[:, :, i] = to_levels(w[:, :, i] / scale[:, :, i], top, book)
+            at = low[:, :, i], high[:, :, i]
+            q[:, :, i] = to_levels(w[:, :, i] / scale[:, :, i], at, book)
             e[:, :, i - start] = (w[:, :, i] - scale[:, :, i] * q[:, :, i]) / u[:, None, i, i]
             w[:, :, i + 1 : stop] -= e[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
         w[:, :, stop:] -= e @ u[:, start:stop, stop:]
@@ -119,7 +125,7 @@ def compensated(
     w: Array,
     hessian: Array,
     scale: Array,
-    top: int,
+    ends: Ends,
     book: Array | None,
     factors: Array = FACTORS,
     shared: bool = False,
@@ -130,7 +136,7 @@ def compensated(
         w: What to round.
         hessian: H + D.
         scale: s, of the shape of ``w``.
-        top: Largest level of the uniform grid.
+        ends: Least and largest level of the uniform grid, each to broadcast to ``w``.
         book: Levels, where they are not uniform.
         factors: What to multiply the scale with, (k,).
         shared: One scale serves all rows, so that all take the same factor.
@@ -141,9 +147,11 @@ def compensated(
     groups, rows, size = w.shape
     # Scales are further rows of the same problem.
     finer = (factors[:, None, None] * scale[:, None]).reshape(groups, -1, size)
-    clever = gptq(np.tile(w, (1, len(factors), 1)), hessian, finer, top, book)
+    again = (1, len(factors), 1)
+    many, low, high = (np.tile(np.broadcast_to(a, w.shape), again) for a in (w, *ends))
+    clever = gptq(many, hessian, finer, (low, high), book)
     tried = np.concatenate([finer, scale], axis=1).reshape(groups, -1, rows, size)
-    plain = to_levels(w / scale, top, book)
+    plain = to_levels(w / scale, ends, book)
     q = np.concatenate([clever, plain], axis=1).reshape(tried.shape)
     errors = np.stack([error(tried[:, k] * q[:, k], w, hessian) for k in range(q.shape[1])], axis=1)
     if shared:
@@ -151,12 +159,12 @@ def compensated(
     best = errors.argmin(axis=1)[:, None, :, None]
     chosen, factor = np.take_along_axis(q, best, axis=1)[:, 0], np.append(factors, 1.0)[best[:, 0]]
     for _ in range(SWEEPS):
-        chosen = descended(w, hessian, factor * scale, chosen, top, book)
+        chosen = descended(w, hessian, factor * scale, chosen, ends, book)
     return chosen, factor
 
 
 def descended(
-    w: Array, hessian: Array, scale: Array, q: Array, top: int, book: Array | None
+    w: Array, hessian: Array, scale: Array, q: Array, ends: Ends, book: Array | None
 ) -> Array:
     """Levels chosen anew one after the other, each the best beside all others as they stand.
 
@@ -169,17 +177,19 @@ def descended(
         hessian: H + D.
         scale: s, of the shape of ``w``.
         q: Levels to start from.
-        top: Largest level of the uniform grid.
+        ends: Least and largest level of the uniform grid, each to broadcast to ``w``.
         book: Levels, where they are not uniform.
     """
     q, size = q.copy(), w.shape[2]
+    low, high = (np.broadcast_to(end, w.shape) for end in ends)
     slope = (scale * q - w) @ hessian
     step = scale * np.einsum("gii->gi", hessian)[:, None]
     for start in range(0, size, BLOCK):
         block = slice(start, min(start + BLOCK, size))
         before, near = q[:, :, block].copy(), slope[:, :, block].copy()
         for k, i in enumerate(range(size)[block]):
-            best = to_levels(q[:, :, i] - near[:, :, k] / step[:, :, i], top, book)
+            at = low[:, :, i], high[:, :, i]
+            best = to_levels(q[:, :, i] - near[:, :, k] / step[:, :, i], at, book)
             moved = scale[:, :, i] * (best - q[:, :, i])
             near += moved[:, :, None] * hessian[:, None, i, block]
             q[:, :, i] = best

@@ -104,7 +104,8 @@ def sigma_output(
 
     def lost(factor: float) -> Array:
         scale = plain / factor
-        return compensate.error(scale * compensate.to_levels(w / scale, top, book), w, hessian)
+        levels = compensate.to_levels(w / scale, (-top, top), book)
+        return compensate.error(scale * levels, w, hessian)
 
     errors = np.array([lost(factor) for factor in SIGMAS])
     if shared:

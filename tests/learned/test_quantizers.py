@@ -150,6 +150,34 @@ def test_a_compensated_weight_begins_in_the_middle_of_its_steps_and_is_given_bac
     equal(found.plan(), moved)
 
 
+@given(seed=st.integers(0, 1000))
+@settings(FIXED, max_examples=40)
+def test_codes_of_a_weight_stay_within_ends_of_their_own(seed):
+    rng = np.random.default_rng(seed)
+    w = weight(seed, False)
+    plan = quantized(w, "uniform", 8, 0, 0)
+    codes = plan.codes.astype(np.int16)
+    ends = tuple(
+        (codes + sign * rng.integers(0, 9, codes.shape)).clip(-127, 127) for sign in (-1, 1)
+    )
+    ends = ends[0].astype(np.int16), ends[1].astype(np.int16)
+    found = WeightQuantizer(plan, w, ends)
+    equal(found.plan(), plan)
+    with torch.no_grad():
+        found.latent.add_(torch.from_numpy(rng.normal(0, 20, codes.shape).astype(np.float32)))
+        found.stretch.add_(0.05)
+    there = found.plan()
+    assert (there.codes >= ends[0]).all()
+    assert (there.codes <= ends[1]).all()
+    assert (there.codes == ends[1]).any()
+    found().sum().backward()
+    with torch.no_grad():
+        np.testing.assert_array_equal(found().numpy(), affine.values(there).reshape(w.shape))
+    cut = (there.codes == ends[0]) | (there.codes == ends[1])
+    assert (found.latent.grad.numpy()[~cut] > 0).all()
+    assert (found.stretch.grad.numpy() != 0).any()
+
+
 def test_a_weight_whose_memory_is_not_in_order_is_taken_as_well():
     w = np.asfortranarray(weight(0, False).T)
     w.flags.writeable = False

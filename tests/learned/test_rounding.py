@@ -68,6 +68,26 @@ def test_rounding_begins_with_the_codes_of_the_plan(**options):
     assert torch.isfinite(rounding.latent).all()
 
 
+@given(seed=st.integers(0, 1000), up=st.booleans())
+@settings(FIXED, max_examples=40)
+def test_codes_stay_within_ends_of_their_own(seed, up):
+    rng = np.random.default_rng(seed)
+    w = weight(seed, False)
+    plan = quantized(w, "uniform", 8, 0, 0)
+    codes = plan.codes.astype(np.int16)
+    # A weight may always become 0.
+    ends = (codes - 100).clip(-127, 0), (codes + rng.integers(0, 2, codes.shape)).clip(0, 127)
+    rounding = SoftRounding(plan, w, tuple(end.astype(np.int16) for end in ends))
+    equal(rounding.plan(), plan)
+    with torch.no_grad():
+        rounding.latent.fill_(10.0 if up else -10.0)
+    there = rounding.plan().codes
+    assert (there >= ends[0]).all()
+    assert (there <= ends[1]).all()
+    assert (np.abs(there - codes) <= 1).all()
+    assert (there != codes).any()
+
+
 @given(**CASES)
 @settings(FIXED, max_examples=100)
 def test_a_weight_goes_no_farther_than_to_the_neighbour_on_the_side_of_the_float_weight(**options):

@@ -27,7 +27,7 @@ def by_least_squares(w, hessian, scale, book):
     fixed = np.full(len(w), np.nan)
     free = w.copy()
     for i, column in enumerate(order):
-        fixed[column] = compensate.to_levels(free[column] / scale[column], 3, book)
+        fixed[column] = compensate.to_levels(free[column] / scale[column], (-3, 3), book)
         rest, done = order[i + 1 :], order[: i + 1]
         lost = scale[done] * fixed[done] - w[done]
         inner = hessian[np.ix_(rest, rest)]
@@ -43,7 +43,7 @@ def test_gptq_is_rounding_with_the_rest_solved_for_anew(block, book, seed):
     hessian = hessian + compensate.damping(hessian)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compensate, "BLOCK", block)
-        found = compensate.gptq(w, hessian, scale, 3, book)
+        found = compensate.gptq(w, hessian, scale, (-3, 3), book)
     for group, row in itertools.product(range(2), range(3)):
         wanted = by_least_squares(w[group, row], hessian[group], scale[group, row], book)
         np.testing.assert_array_equal(found[group, row], wanted)
@@ -55,9 +55,9 @@ def test_gptq_is_rounding_with_the_rest_solved_for_anew(block, book, seed):
 def test_compensation_is_never_worse_than_rounding(shared, book, seed):
     w, hessian, scale = problem(seed)
     metric = hessian + compensate.damping(hessian)
-    q, factor = compensate.compensated(w, metric, scale, 3, book, shared=shared)
+    q, factor = compensate.compensated(w, metric, scale, (-3, 3), book, shared=shared)
     found = compensate.error(factor * scale * q, w, metric)
-    plain = compensate.error(scale * compensate.to_levels(w / scale, 3, book), w, metric)
+    plain = compensate.error(scale * compensate.to_levels(w / scale, (-3, 3), book), w, metric)
     if shared:
         assert np.unique(factor).size == 1
         assert found.sum() <= plain.sum()
@@ -70,10 +70,10 @@ def test_compensation_comes_near_what_an_exhaustive_search_finds():
     for seed in range(20):
         w, hessian, scale = problem(seed, groups=1, rows=1, size=5)
         metric = hessian + compensate.damping(hessian)
-        q, _ = compensate.compensated(w, metric, scale, 3, None, factors=np.ones(1))
+        q, _ = compensate.compensated(w, metric, scale, (-3, 3), None, factors=np.ones(1))
         every = np.array(list(itertools.product(range(-3, 4), repeat=5)))[None]
         best = compensate.error(scale[:, :1] * every, w, metric).min()
-        plain = compensate.error(scale * compensate.to_levels(w / scale, 3, None), w, metric)
+        plain = compensate.error(scale * compensate.to_levels(w / scale, (-3, 3), None), w, metric)
         found = compensate.error(scale * q, w, metric)
         excess.append([(found / best).item(), (plain / best).item()])
     found, plain = np.mean(excess, axis=0)
@@ -83,8 +83,8 @@ def test_compensation_comes_near_what_an_exhaustive_search_finds():
 def test_what_error_compensation_leaves_is_refined():
     w, hessian, scale = problem(0, rows=16, size=40, samples=400)
     metric = hessian + compensate.damping(hessian)
-    once = compensate.error(scale * compensate.gptq(w, metric, scale, 3, None), w, metric)
-    q, _ = compensate.compensated(w, metric, scale, 3, None, factors=np.ones(1))
+    once = compensate.error(scale * compensate.gptq(w, metric, scale, (-3, 3), None), w, metric)
+    q, _ = compensate.compensated(w, metric, scale, (-3, 3), None, factors=np.ones(1))
     assert compensate.error(scale * q, w, metric).sum() < 0.97 * once.sum()
 
 
@@ -94,12 +94,12 @@ def test_what_error_compensation_leaves_is_refined():
 def test_descent_ends_where_no_level_alone_can_be_bettered(block, book, seed):
     w, hessian, scale = problem(seed)
     metric = hessian + compensate.damping(hessian)
-    q = compensate.to_levels(w / scale, 3, book)
+    q = compensate.to_levels(w / scale, (-3, 3), book)
     errors = [compensate.error(scale * q, w, metric)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compensate, "BLOCK", block)
         for _ in range(20):
-            q = compensate.descended(w, metric, scale, q, 3, book)
+            q = compensate.descended(w, metric, scale, q, (-3, 3), book)
             errors.append(compensate.error(scale * q, w, metric))
     assert all((b <= a * (1 + 1e-12)).all() for a, b in itertools.pairwise(errors))
     for column, level in itertools.product(range(6), np.arange(-3, 4) if book is None else book):
@@ -110,7 +110,7 @@ def test_descent_ends_where_no_level_alone_can_be_bettered(block, book, seed):
 
 def test_a_finer_scale_is_taken_where_it_pays():
     w, hessian, scale = problem(0)
-    _, factor = compensate.compensated(w, hessian, 2 * scale, 3, None)
+    _, factor = compensate.compensated(w, hessian, 2 * scale, (-3, 3), None)
     assert factor.shape == (2, 3, 1)
     assert factor.max() < 1.0
 
@@ -142,9 +142,9 @@ def test_the_target_of_undisturbed_inputs_is_the_weight():
 def test_inputs_that_never_move_leave_rounding_to_nearest():
     w, hessian, scale = problem(2)
     q, _ = compensate.compensated(
-        w, compensate.damping(0 * hessian), scale, 3, None, factors=np.ones(1)
+        w, compensate.damping(0 * hessian), scale, (-3, 3), None, factors=np.ones(1)
     )
-    np.testing.assert_array_equal(q, compensate.to_levels(w / scale, 3, None))
+    np.testing.assert_array_equal(q, compensate.to_levels(w / scale, (-3, 3), None))
 
 
 def test_few_rows_damp_more():
@@ -159,6 +159,6 @@ def test_a_hessian_that_is_not_quite_positive_is_damped_until_it_is():
     w, _, scale = problem(3, groups=1)
     direction = np.ones((6, 1)) / np.sqrt(6)
     hessian = (np.eye(6) - 1.001 * direction @ direction.T)[None]
-    q = compensate.gptq(w, hessian, scale, 3, None)
+    q = compensate.gptq(w, hessian, scale, (-3, 3), None)
     assert np.isfinite(q).all()
     assert np.abs(q).max() <= 3

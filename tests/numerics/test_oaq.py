@@ -39,7 +39,7 @@ def test_codes_and_values_are_those_of_the_equations(
     others = None if axis is None else tuple({0, 1, 2} - {axis})
     m = np.abs(w.astype(np.float64)).max(axis=others, keepdims=True)
     m[m == 0] = 1
-    levels = 64 if bits == 8 else 2 ** (bits - 1) - 1
+    levels = 2 ** (bits - 1) - 1
     normalized = np.clip(sigma * w / m, -1, 1)  # (4)
     # A code is a rounding of W_n L; on a tie, up to float32, either neighbour is.
     assert (np.abs(codes - normalized * levels) <= 0.5 + 1e-4).all()

@@ -52,19 +52,44 @@ def test_every_range_goes_with_all_levels(method: str, name: str, per_channel: b
         assert error(weight) < float((np.abs(W.astype(np.float64)) ** 2.4).sum())
 
 
+@pytest.mark.parametrize("method", ranges.WEIGHT)
 @pytest.mark.parametrize("name", levels.WIDTHS)
-def test_two_products_with_activations_fit_the_sums_of_16_bits(name: str) -> None:
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_two_products_with_activations_fit_the_sums_of_16_bits(
+    method: str, name: str, per_channel: bool
+) -> None:
     for bits in range(levels.WIDTHS[name][0], levels.WIDTHS[name][1] + 1):
-        largest = np.abs(quantized(levels=name, bits=bits).levels.astype(int)).max()
-        assert 2 * 255 * largest < 2**15
-    assert np.abs(quantized(book="float").levels).max() == 127
+        weight = quantized(range=method, levels=name, bits=bits, per_channel=per_channel)
+        q = weight.levels.astype(int).transpose(0, 2, 3, 1).reshape(len(W), -1)
+        for sign in (1, -1):
+            products = 255 * np.maximum(sign * q, 0)
+            assert (products[:, 1:] + products[:, :-1]).max() < 2**15
 
 
-def test_depthwise_layers_have_all_codes() -> None:
-    model = from_proto(build(NET.replace("Conv", "Conv <group = 8>"), w=W[:, :1].repeat(2, 0)[:8]))
+def test_weights_beside_small_ones_or_those_of_the_other_sign_have_all_codes() -> None:
+    even = (np.arange(8) % 2 == 0)[:, None, None]
+    alternating, apart = np.abs(W) * np.where(even, 1, -1), W * even
+    for w in (alternating, apart):
+        model = from_proto(build(NET, w=w.astype(np.float32)))
+        run(model, (QuantizeWeights(),), None)
+        (weight,) = model.weights.values()
+        assert (np.abs(weight.codes).max(axis=(1, 2, 3)) == 127).all()
+    assert 64 < np.abs(quantized().codes.astype(int)).max() < 127
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        "(float[1,8,6,6] x) => (float[] y) { y = Conv <group = 8> (x, w) }",
+        "(float[1,8,6,6] x) => (float[] y) { y = ConvTranspose <group = 8> (x, w) }",
+    ],
+)
+def test_what_no_kernel_adds_in_16_bits_has_all_codes(net: str) -> None:
+    model = from_proto(build(net, w=np.abs(W[:1].reshape(8, 1, 3, 3))))
     run(model, (QuantizeWeights(),), None)
     (weight,) = model.weights.values()
     assert np.abs(weight.codes).max() == 127
+    assert np.abs(quantized(book="float").levels).max() == 127
 
 
 @pytest.mark.parametrize("name", ["uniform", "pot", "apot", "post"])
