@@ -36,8 +36,10 @@ class CompensateRounding(LayerPass):
         if self.prefix:
             extra = compensate.damping(hessian, count, compensate.AIM)
             goal = compensate.target(goal, hessian, visit.inputs.cross, extra)
-        # Groups of inputs have scales of their own, which were fitted to them.
-        factors = np.ones(1) if params.scale.ndim > 1 else compensate.FACTORS
+        # Groups of inputs have scales of their own, which were fitted to them; and of many levels
+        # some more or fewer make no difference.
+        fixed = params.scale.ndim > 1 or params.spec.bits == 8
+        factors = np.ones(1) if fixed else compensate.FACTORS
         levels, factor = compensate.compensated(
             goal,
             hessian + compensate.damping(hessian, count),

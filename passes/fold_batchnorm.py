@@ -74,6 +74,10 @@ class FoldBatchnorm(Pass):
                     outcome.edit(node.name, "became a 1x1 depthwise Conv")
                 else:
                     outcome.skip(node.name, "no layer beside it can absorb it exactly")
+        for node in left:  # what is behind a norm that is a layer now
+            source = _source(model, node, ranks) if node.op in ARITHMETIC and node.outputs else None
+            if self.last and source is not None and _fold_after(model, node, source):
+                outcome.edit(node.name, f"folded into {source.layer.name}")
         return outcome
 
 

@@ -1,4 +1,4 @@
-"""Bring the many spellings of a constant to one: an initializer, float32, read by a plain node."""
+"""Bring the many spellings of a thing to one: constants are float32 initializers, a Sum is Adds."""
 
 from typing import ClassVar
 
@@ -20,8 +20,8 @@ class Normalize(Pass):
     """Turn all that is computed from constants into constants, in float32.
 
     Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
-    and beta of a Gemm move into its constants, and a number that others multiply with or add has no
-    axes.
+    and beta of a Gemm move into its constants, a number that others multiply with or add has no
+    axes, and a Sum, for which there is no integer kernel, is Adds in the same order.
     """
 
     name: ClassVar[str] = "normalize"
@@ -33,9 +33,11 @@ class Normalize(Pass):
         _upcast(model, outcome)
         fold_constants(model, outcome)
         model.tidy()
-        for node in model.graph.nodes:
+        for node in list(model.graph.nodes):
             if node.op == "Gemm":
                 _absorb_factors(model, node, outcome)
+            if node.op == "Sum" and not node.domain and len(node.inputs) > 1:
+                _add_in_pairs(model, node, outcome)
         _strip_axes(model, outcome)
         return outcome
 
@@ -102,6 +104,18 @@ def fold_constants(model: Model, outcome: Outcome) -> None:
             outcome.skip(node.name, f"its {value.nbytes} bytes are made at load")
         elif model.become_constant(node, value):
             outcome.edit(node.name, f"constant {node.op} folded")
+
+
+def _add_in_pairs(model: Model, node: gs.Node, outcome: Outcome) -> None:
+    """Let a Sum be Adds, the last of which keeps its name."""
+    total, *others, last = node.inputs
+    for other in others:
+        terms, total = [total, other], model.variable(f"{node.outputs[0].name}_part")
+        model.add("Add", terms, total)
+    node.op = "Add"
+    node.inputs.clear()
+    node.inputs.extend([total, last])
+    outcome.edit(node.name, f"a Sum of {len(others) + 2} is {len(others) + 1} Add")
 
 
 def _strip_axes(model: Model, outcome: Outcome) -> None:

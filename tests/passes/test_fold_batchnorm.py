@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from onnxq.graph.model import from_proto
+from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.normalize import Normalize
 from tests.graphs import after, build, feeds, norm, ops, run
@@ -77,6 +78,20 @@ def test_a_padded_border_would_miss_the_offset_so_the_norm_becomes_a_layer(layer
 def test_a_norm_between_other_operators_becomes_a_depthwise_layer():
     proto = build(f"{IMAGE} {{ a = Relu(x) b = {NORM}(a, g, s, m, v) y = Relu(b) }}", **norm(4))
     assert ops(after(proto, FoldBatchnorm())[0]) == ["Relu", "Conv", "Relu"]
+
+
+def test_a_scale_apart_from_its_norm_is_folded_into_what_the_norm_became():
+    """Caffe's Scale behind its BatchNorm, before the convolutions of a DenseNet."""
+    proto = build(
+        f"{IMAGE} {{ a = MaxPool<kernel_shape=[1,1]>(x) b = {NORM}(a, g, s, m, v) c = Mul(b, f) "
+        "d = Add(c, o) e = Relu(d) y = Conv<pads=[1,1,1,1]>(e, w) }",
+        w=(6, 4, 3, 3), f=(4, 1, 1), o=(4, 1, 1), **norm(4),
+    )  # fmt: skip
+    model, outcome = after(proto, AbsorbBatchnorm(), FoldBatchnorm())
+    assert ops(model) == ["MaxPool", "Conv", "Relu", "Conv"]
+    assert len(outcome.edits) == 3
+    same(proto, model)
+    assert {*model.moments} >= {model.graph.nodes[1].outputs[0].name}
 
 
 def test_norms_in_a_row_are_all_folded():

@@ -217,3 +217,31 @@ def test_a_number_loses_its_axes_where_the_data_have_as_many(node, shape):
     model, _ = after(proto, Normalize())
     (number,) = (t for t in model.graph.nodes[0].inputs if t.name not in "xs")
     assert number.values.shape == shape
+
+
+@pytest.mark.parametrize("terms", ["x", "x, z", "x, k, z", "k, x, x, z"])
+def test_a_sum_is_as_many_adds_to_the_last_bit(terms):
+    proto = build(
+        f"(float[2,3,4] x, float[4] z) => (float[] y) {{ a = Sum({terms}) y = Relu(a) }}",
+        k=(3, 1),
+    )  # fmt: skip
+    if "k" not in terms:
+        del proto.graph.initializer[:]
+    model, outcome = after(proto, Normalize())
+    count = terms.count(",")
+    assert ops(model) == (["Add"] * count or ["Sum"]) + ["Relu"]
+    assert len(outcome.edits) == (count > 0)
+    given = feeds(proto)
+    np.testing.assert_array_equal(run(model.to_proto(), given)["y"], run(proto, given)["y"])
+
+
+def test_a_residual_written_as_a_sum_runs_on_integers(tmp_path):
+    """As Caffe2 writes those of a ResNet."""
+    proto = build(
+        "(float[1,4,6,6] x) => (float[] y) { a = Conv(x, w) b = Relu(a) c = Conv(b, v) "
+        "d = Sum(b, c) e = Relu(d) y = Conv(e, w) }",
+        w=(4, 4, 1, 1), v=(4, 4, 1, 1),
+    )  # fmt: skip
+    report, _ = quantize(proto, tmp_path)
+    assert report.kernels.operators.get("QLinearAdd") == 1
+    assert report.kernels.floating == []
