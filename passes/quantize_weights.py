@@ -36,8 +36,8 @@ class QuantizeWeights(Pass):
             an optimum of their own.
         outliers: Weights beyond three standard deviations are kept, or ``compress`` and ``scale``
             draw them in by half, for good, before the range is chosen (numerics/oaq.py).
-        book: Levels lie on an ``int8`` grid, for integer kernels; uniform ones of 8 bits end at 64
-            beside others of their sign, so that no processor saturates. Or they are ``float``.
+        book: Levels lie on an ``int8`` grid, for integer kernels; neighbours of 8 bits leave each
+            other room, so that no processor saturates (numerics/pairs.py). Or they are ``float``.
         wide: Layers whose weights have other bits, and how many; their levels are uniform where
             ``levels`` has no such width.
     """
