@@ -99,7 +99,7 @@ class Recipe(BaseModel):
         if weights is not None and self.act_bits != "float":
             if weights.group_size:
                 raise ValueError("group_size needs float activations: --act-bits float")
-            if weights.levels != "uniform" and weights.book == "float":
+            if weights.book == "float":
                 raise ValueError("a float book needs float activations; integer ones need int8")
         rounding, means = CompensateRounding.name, CorrectBias.name
         if rounding in names and means not in names[names.index(rounding) :]:

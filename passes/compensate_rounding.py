@@ -26,7 +26,7 @@ class CompensateRounding(LayerPass):
     prefix: bool = True
 
     def choose(self, visit: Visit, outcome: Outcome) -> None:
-        """Round the weight anew, on its grid or on one a little finer or coarser."""
+        """Round the weight anew, on its grid or, below 8 bits, on one a little finer or coarser."""
         name, params = visit.layer.name, visit.weight.params
         if (why := visit.obstacle) is not None:
             outcome.skip(name, why)

@@ -12,6 +12,8 @@ from onnxq.runtime import evaluate
 
 # Results that are larger than this and than what they were made of are left to be made at load.
 LARGEST_RESULT = 1 << 16
+# A Sum of more would lose more by being rounded after every term than integers win.
+MOST_TERMS = 4
 # Not the same at every run, or no tensors; a Constant that is left holds strings or a sparse one.
 UNFOLDED = RANDOM | {"Constant", "SequenceConstruct", "SequenceEmpty", "SplitToSequence"}
 
@@ -21,7 +23,7 @@ class Normalize(Pass):
 
     Graph inputs and outputs keep their type: a float16 model gets a Cast at either end. The alpha
     and beta of a Gemm move into its constants, a number that others multiply with or add has no
-    axes, and a Sum, for which there is no integer kernel, is Adds in the same order.
+    axes, and a Sum of few, for which there is no integer kernel, is Adds in the same order.
     """
 
     name: ClassVar[str] = "normalize"
@@ -32,12 +34,12 @@ class Normalize(Pass):
         outcome = Outcome()
         _upcast(model, outcome)
         fold_constants(model, outcome)
-        model.tidy()
         for node in list(model.graph.nodes):
             if node.op == "Gemm":
                 _absorb_factors(model, node, outcome)
             if node.op == "Sum" and not node.domain and len(node.inputs) > 1:
                 _add_in_pairs(model, node, outcome)
+        model.tidy()
         _strip_axes(model, outcome)
         return outcome
 
@@ -108,6 +110,9 @@ def fold_constants(model: Model, outcome: Outcome) -> None:
 
 def _add_in_pairs(model: Model, node: gs.Node, outcome: Outcome) -> None:
     """Let a Sum be Adds, the last of which keeps its name."""
+    if len(node.inputs) > MOST_TERMS:
+        outcome.skip(node.name, f"a Sum of {len(node.inputs)} would be rounded as often")
+        return
     total, *others, last = node.inputs
     for other in others:
         terms, total = [total, other], model.variable(f"{node.outputs[0].name}_part")

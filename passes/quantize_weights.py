@@ -103,10 +103,7 @@ class QuantizeWeights(Pass):
         return self.model_copy(update={"bits": bits, "levels": name})
 
     def _weight(self, layer: Layer, outcome: Outcome) -> QTensor:
-        # onnxruntime's kernel for depthwise layers adds products in 32 bits on every processor, and
-        # it has none for ConvTranspose.
-        added = not layer.depthwise and layer.op != "ConvTranspose"
-        headroom = self.book == "int8" and added and not self.group_size
+        headroom = self.book == "int8" and layer.adds_pairs and not self.group_size
         spec = weight_spec(self.bits, self.per_channel, headroom)
         # One weight for each channel, as of a batch normalization, has no range to share.
         scalars = layer.c_out > 1 and layer.weight.size == layer.c_out
@@ -147,8 +144,7 @@ class QuantizeWeights(Pass):
             if spec.headroom:
                 w = affine.clip(w, params)
                 sums = pairs.sums(layer.in_order(w))
-                largest = sums.max() if axis is None else sums.max(tuple(range(sums.ndim - 1)))
-                params = pairs.spaced(params, largest)
+                params = pairs.spaced(params, sums.max() if axis is None else sums)
             return QTensor(affine.quantize(w, params), params)
         clip = self._clip(w, spec, axis)
         return levels.quantize(w, self.levels, spec, axis, clip, self.book == "int8")

@@ -32,7 +32,8 @@ class SplitOutliers(Pass):
 
     Attributes:
         ratio: Channels to add, as a part of those there are; at least one.
-        aware: Halves that add up after rounding, too, on a grid of ``bits`` for the whole layer.
+        aware: Halves that add up after rounding, too, on a grid of ``bits`` for the whole layer;
+            on one of 8 bits, if its neighbours ask for no coarser one (numerics/pairs.py).
         bits: See ``aware``.
     """
 

@@ -178,14 +178,22 @@ class Layer:
         out, *rest = np.moveaxis(self.weight, self.out_axis, 0).shape
         return np.moveaxis(rows.reshape(out, *rest), 0, self.out_axis)
 
-    def in_order(self, values: Array) -> Array:
-        """A weight as (..., c_out, inputs), the inputs in the order in which kernels add.
+    @property
+    def adds_pairs(self) -> bool:
+        """Whether it has an integer kernel that adds two products in 16 bits on some processors.
 
-        Those of onnxruntime see images with channels last. Not for a ConvTranspose, which has no
-        integer kernel.
+        That of depthwise layers adds in 32 bits everywhere.
+        """
+        missing = self.op == "ConvTranspose" or self.obstacle is not None or self.data_axis == 0
+        return not missing and not self.depthwise
+
+    def in_order(self, values: Array) -> Array:
+        """A weight as (c_out, inputs), the inputs in the order in which kernels add in pairs.
+
+        Those of onnxruntime see images with channels last.
         """
         last = np.moveaxis(values, self.in_axis, -1)
-        return last.reshape(len(last), -1) if self.op == "Conv" else last
+        return last.reshape(len(last), -1)
 
     def from_order(self, ordered: Array) -> Array:
         """The inverse of ``in_order``."""

@@ -200,8 +200,13 @@ class WeightQuantizer(nn.Module):
 
 
 def _rounded(w: Floats, weight: QTensor) -> Array:
-    """Codes of the values of ``w`` nearest to them, on the grid or in the book of ``weight``."""
+    """Codes of the values of ``w`` nearest to them, on the grid or in the book of ``weight``.
+
+    A range may have ended before the grid does: no code is larger than the largest of its channel.
+    """
     if weight.book is None:
-        return affine.quantize(w, weight.params)
+        codes, axes = weight.codes, affine.reduce_axes(w.ndim, weight.params.axis)
+        top = np.abs(codes.astype(np.int16)).max(axis=axes, keepdims=True, initial=0)
+        return np.clip(affine.quantize(w, weight.params), -top, top)
     u = w.astype(np.float64) / affine.scales(weight)
     return levels.nearest(u, weight.book.astype(np.float64))

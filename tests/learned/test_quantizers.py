@@ -150,6 +150,20 @@ def test_a_compensated_weight_begins_in_the_middle_of_its_steps_and_is_given_bac
     equal(found.plan(), moved)
 
 
+def test_a_weight_that_a_range_cut_off_was_rounded_and_not_compensated():
+    """Its scale may then be larger, for what neighbours of 8 bits add up to."""
+    w = np.random.default_rng(0).standard_normal((4, 6, 2)).astype(np.float32)
+    w[:, 0, 0] = 4.0
+    params = affine.qparams(*(np.full(4, 3.0) * np.array([[-1], [1]])), weight_spec(8), 0)
+    coarser = replace(params, scale=params.scale * np.float32(1.4))
+    plan = QTensor(affine.quantize(affine.clip(w, params), coarser), coarser)
+    assert (plan.codes != affine.quantize(w, coarser)).any()
+    found = WeightQuantizer(plan, w)
+    latent = (found.latent * found.step).detach().numpy()
+    np.testing.assert_allclose(latent[np.abs(w) < 3], w[np.abs(w) < 3], rtol=1e-6)
+    equal(found.plan(), plan)
+
+
 @given(seed=st.integers(0, 1000))
 @settings(FIXED, max_examples=40)
 def test_codes_of_a_weight_stay_within_ends_of_their_own(seed):

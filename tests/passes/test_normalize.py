@@ -235,6 +235,22 @@ def test_a_sum_is_as_many_adds_to_the_last_bit(terms):
     np.testing.assert_array_equal(run(model.to_proto(), given)["y"], run(proto, given)["y"])
 
 
+def test_behind_a_sum_numbers_lose_their_axes_as_elsewhere():
+    proto = build(
+        "(float[1,4,6,6] x) => (float[] y) { a = Sum(x, x, x) y = Mul(a, k) }", k=(1,)
+    )  # fmt: skip
+    model, _ = after(proto, Normalize())
+    assert ops(model) == ["Add", "Add", "Mul"]
+    assert model.graph.nodes[-1].inputs[1].values.shape == ()
+
+
+def test_a_sum_of_many_terms_stays_since_it_rounds_once():
+    proto = build("(float[1,4] x) => (float[] y) { y = Sum(x, x, x, x, x) }")
+    model, outcome = after(proto, Normalize())
+    assert ops(model) == ["Sum"]
+    assert [skip.why for skip in outcome.skips] == ["a Sum of 5 would be rounded as often"]
+
+
 def test_a_residual_written_as_a_sum_runs_on_integers(tmp_path):
     """As Caffe2 writes those of a ResNet."""
     proto = build(

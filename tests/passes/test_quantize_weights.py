@@ -78,14 +78,18 @@ def test_weights_beside_small_ones_or_those_of_the_other_sign_have_all_codes() -
 
 
 @pytest.mark.parametrize(
-    "net",
+    ("net", "shape"),
     [
-        "(float[1,8,6,6] x) => (float[] y) { y = Conv <group = 8> (x, w) }",
-        "(float[1,8,6,6] x) => (float[] y) { y = ConvTranspose <group = 8> (x, w) }",
+        ("(float[1,8,6,6] x) => (float[] y) { y = Conv <group = 8> (x, w) }", (8, 1, 3, 3)),
+        ("(float[1,8,6,6] x) => (float[] y) { y = ConvTranspose <group = 8> (x, w) }",
+         (8, 1, 3, 3)),
+        ("(float[9,5] x) => (float[] y) { y = Gemm <transA = 1> (x, w) }", (9, 8)),
+        ("(float[9,5] x) => (float[] y) { y = MatMul(w, x) }", (8, 9)),
+        ("(float[2,5,9] x) => (float[] y) { y = MatMul(x, w) }", (2, 9, 4)),
     ],
-)
-def test_what_no_kernel_adds_in_16_bits_has_all_codes(net: str) -> None:
-    model = from_proto(build(net, w=np.abs(W[:1].reshape(8, 1, 3, 3))))
+)  # fmt: skip
+def test_what_no_kernel_adds_in_16_bits_has_all_codes(net: str, shape: tuple[int, ...]) -> None:
+    model = from_proto(build(net, w=np.abs(W[:1].reshape(shape))))
     run(model, (QuantizeWeights(),), None)
     (weight,) = model.weights.values()
     assert np.abs(weight.codes).max() == 127
