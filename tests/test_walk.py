@@ -91,7 +91,7 @@ def test_layers_of_one_weight_have_one_still(tmp_path, bits, options):
 
 
 def test_what_is_left_of_layers_of_one_weight_shares_it(tmp_path):
-    nodes = "a = Conv(x, w, b) c = Conv(x, w, b) d = Conv(x, w, b) y = Sum(a, c, d)"
+    nodes = "a = Conv(x, w, b) c = Conv(x, w, b) d = Conv(x, w, b) y = Concat<axis=1>(a, c, d)"
     proto = build(f"(float[1,32,9,9] x) => (float[] y) {{ {nodes} }}", w=(32, 32, 3, 3), b=(32,))
     report, file = quantize(proto, tmp_path, recipe="balanced", bits=4, keep_float=("Conv_a",))
     assert "as Conv_c, whose weight it has" in {
