@@ -24,7 +24,7 @@ class FoldBatchnorm(Pass):
     2. Before Gemm, before a Conv without padding, and before any convolution if the offset is
        zero: a padded border would otherwise see zero where the normalization would put its offset.
     3. Whatever remains on a (n, c, h, w) tensor becomes a 1x1 depthwise Conv, which has an integer
-       kernel where BatchNormalization has none.
+       kernel where BatchNormalization has none, and takes what is behind it.
 
     So are folded Add, Sub, Mul and Div: many exporters write biases and normalizations so, and each
     would round once more. Into the layer after them only those with a number, and no offset of an
@@ -59,10 +59,7 @@ class FoldBatchnorm(Pass):
                 _remember(model, node)
             elif node.op not in ARITHMETIC or node.domain or node.name in model.kept_float:
                 continue
-            source = _source(model, node, ranks)
-            if source is not None and _fold_after(model, node, source):
-                outcome.edit(node.name, f"folded into {source.layer.name}")
-            else:
+            if not _absorbed(model, node, ranks, outcome):
                 left.append(node)
         for node in reversed(left):
             layer = _layer_after(model, node)
@@ -74,10 +71,10 @@ class FoldBatchnorm(Pass):
                     outcome.edit(node.name, "became a 1x1 depthwise Conv")
                 else:
                     outcome.skip(node.name, "no layer beside it can absorb it exactly")
-        for node in left:  # what is behind a norm that is a layer now
-            source = _source(model, node, ranks) if node.op in ARITHMETIC and node.outputs else None
-            if self.last and source is not None and _fold_after(model, node, source):
-                outcome.edit(node.name, f"folded into {source.layer.name}")
+        if self.last:
+            for node in left:  # what is behind a norm that is a layer now
+                if node.op in ARITHMETIC and node.outputs:
+                    _absorbed(model, node, ranks, outcome)
         return outcome
 
 
@@ -183,6 +180,17 @@ def _source(model: Model, node: gs.Node, ranks: Callable[[], dict[str, int]]) ->
         rank = ranks().get(_data(node).name, 1) if order is None else len(order)
         axis = rank - 1
     return _Source(layer, last, rank, axis if order is None else order.index(axis))
+
+
+def _absorbed(
+    model: Model, node: gs.Node, ranks: Callable[[], dict[str, int]], outcome: Outcome
+) -> bool:
+    """Whether the layer before a node could take it, and so did."""
+    source = _source(model, node, ranks)
+    if source is None or not _fold_after(model, node, source):
+        return False
+    outcome.edit(node.name, f"folded into {source.layer.name}")
+    return True
 
 
 def _only_producer(model: Model, data: gs.Tensor) -> gs.Node | None:

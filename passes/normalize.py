@@ -34,12 +34,13 @@ class Normalize(Pass):
         outcome = Outcome()
         _upcast(model, outcome)
         fold_constants(model, outcome)
+        model.tidy()
         for node in list(model.graph.nodes):
             if node.op == "Gemm":
                 _absorb_factors(model, node, outcome)
             if node.op == "Sum" and not node.domain and len(node.inputs) > 1:
                 _add_in_pairs(model, node, outcome)
-        model.tidy()
+        model.tidy()  # the new Adds stand at the end
         _strip_axes(model, outcome)
         return outcome
 

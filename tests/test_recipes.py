@@ -177,6 +177,10 @@ ACTIVATIONS, EMISSION = {"name": "quantize-activations"}, {"name": "insert-qdq"}
              ACTIVATIONS, EMISSION],
             "a float book needs float activations",
         ),
+        (
+            [{"name": "quantize-weights", "book": "float"}, ACTIVATIONS, EMISSION],
+            "a float book needs float activations",
+        ),
     ],
 )  # fmt: skip
 def test_passes_that_do_not_go_together_are_refused(passes, message):

@@ -88,6 +88,21 @@ def test_neighbouring_products_fit_after_training(recipe, tmp_path):
     fit("groups", {"recipe": recipe}, tmp_path)
 
 
+def test_rounding_is_learned_in_the_room_of_neighbours(monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    from onnxq.learned import unit
+
+    class Upward(unit.SoftRounding):
+        """Every weight becomes the larger of what it may be."""
+
+        def plan(self):
+            self.latent.data.fill_(10.0)
+            return super().plan()
+
+    monkeypatch.setattr(unit, "SoftRounding", Upward)
+    fit("groups", {"recipe": "adaround"}, tmp_path)
+
+
 def fit(name, options, tmp_path):
     """Convert a network and look at its codes, and at what onnxruntime makes of them."""
     proto = NETS[name]

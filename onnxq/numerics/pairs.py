@@ -10,6 +10,8 @@ large neighbour all its 127 codes. Kernels differ in where their pairs begin: an
 be a pair. The last axis of all arrays here is the one along which kernels add, in their order.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxq.spec import SAFE, Array, Floats, QParams
@@ -38,7 +40,7 @@ def spaced(params: QParams, largest: Floats) -> QParams:
         largest: What neighbours add up to, of the shape of the scale.
     """
     least = np.asarray(largest * ((1 + MARGIN) / MOST), np.float32)
-    return QParams(np.maximum(params.scale, least), params.zero_point, params.axis, params.spec)
+    return replace(params, scale=np.maximum(params.scale, least))
 
 
 def room(codes: Array, top: int) -> tuple[Array, Array]:

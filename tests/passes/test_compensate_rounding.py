@@ -53,6 +53,13 @@ def test_scales_that_are_shared_otherwise(flags):
     assert found["Gemm_y"] < 0.9 * plain["Gemm_y"]
 
 
+@pytest.mark.parametrize(("bits", "kept"), [(8, True), (4, False)])
+def test_scales_of_8_bits_stay(bits, kept):
+    _, outcomes = errors(NETWORK, *STEPS, bits=bits)
+    said = {edit.what for edit in outcomes["compensate-rounding"].edits}
+    assert (said == {"scales times 1 to 1"}) == kept
+
+
 def test_making_up_for_the_layers_before_pays_in_a_deep_network():
     alone, _ = errors(NETWORK, CompensateRounding(prefix=False), CorrectBias(), bits=3)
     found, _ = errors(NETWORK, *STEPS, bits=3)

@@ -251,6 +251,14 @@ def test_a_sum_of_many_terms_stays_since_it_rounds_once():
     assert [skip.why for skip in outcome.skips] == ["a Sum of 5 would be rounded as often"]
 
 
+def test_a_sum_that_is_constant_is_that_and_nothing_else():
+    nodes = "a = Sum(k, k, k) b = Sum(a, k, k) y = Add(x, b)"
+    proto = build(f"(float[1,3] x) => (float[] y) {{ {nodes} }}", k=(3,))
+    model, outcome = after(proto, Normalize())
+    assert ops(model) == ["Add"]
+    assert [edit.what for edit in outcome.edits] == ["constant Sum folded"]
+
+
 def test_a_residual_written_as_a_sum_runs_on_integers(tmp_path):
     """As Caffe2 writes those of a ResNet."""
     proto = build(
