@@ -255,11 +255,12 @@ def inspect(
     found, kernels = run_inspect(load(model), model)
     total = cost(found)
     values = {"layers": [asdict(layer) for layer in found], "integer_layers": len(kernels.integer)}
-    values |= {"cost": asdict(total)}
+    values |= {"cost": asdict(total) if total else None}
     with writing(json_file, values | {"total_layers": kernels.total}):
         console.print(_layer_list(found))
         console.print(f"{len(kernels.integer)} of {kernels.total} layers on integer kernels")
-        console.print(cost_text(total))
+        if total:
+            console.print(cost_text(total))
     return 0
 
 

@@ -94,7 +94,7 @@ def quantize(
         samples, progress = calibration.samples, calibration.progress
         recipe, found = fit(reference, recipe, trial, samples, min_sqnr, progress)
     model, lossy = _planned(reference, recipe, calibration)
-    if not model.weights:
+    if not (model.weights or model.tables):
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.shorten(reference.names())
     model.metadata["onnxq.version"] = __version__

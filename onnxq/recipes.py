@@ -32,6 +32,7 @@ from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.fold_sizes import FoldSizes
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.passes.fuse_gelu import FuseGelu
+from onnxq.passes.hoist_constants import HoistConstants
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.layout_proof import LayoutProof
 from onnxq.passes.learn_rounding import LearnRounding
@@ -51,6 +52,7 @@ from onnxq.recipe import ActBits, Recipe
 from onnxq.samples.preprocess import explain
 
 PREPARATION: tuple[Pass, ...] = (
+    HoistConstants(),
     Normalize(),
     FoldSizes(),
     DropIdentities(),

@@ -8,13 +8,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import HOLDERS, MANY, WEIGHTED
-from onnxq.graph.model import Model
+from onnxq.graph.model import Model, reads
 from onnxq.numerics import affine, tables
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # What multiplies with tables or adds them up by itself, and what else reads them.
 MIXING = HOLDERS - {"Gather"}
 READERS = {*HOLDERS, "Add", "Mul", "Sub"}
+# What is no layer only because it stands in the body of a control flow node.
+INNER = {*WEIGHTED, *MIXING}
 # Behind these nothing is a place in an image any more; these take what they read for one.
 LAYERS = {*WEIGHTED, *MIXING, "LogSoftmax", "Softmax"}
 PLACING = {"Cast", "DeformConv", "GridSample", "If", "Loop", "NonMaxSuppression", "RoiAlign",
@@ -22,11 +24,12 @@ PLACING = {"Cast", "DeformConv", "GridSample", "If", "Loop", "NonMaxSuppression"
 
 
 class QuantizeTables(Pass):
-    """Store embeddings, biases of attention and recurrent weights in 8 bits.
+    """Store embeddings, biases of attention, recurrent weights and those of bodies in 8 bits.
 
     They are brought back when the model is loaded, and all that reads them computes in floats. What
     may hold positions, as anchors do, stays as it is: a table whose sums come to an output, or to
-    what looks places up, without a layer or a Softmax between.
+    what looks places up, without a layer or a Softmax between. Of what the bodies of control flow
+    nodes read, only what they multiply with is taken.
     """
 
     name: ClassVar[str] = "quantize-tables"
@@ -35,7 +38,9 @@ class QuantizeTables(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Fill in ``model.tables``."""
         outcome, captured = Outcome(), model.captured()
-        for constant in filter(_is_table, model.constants()):
+        for constant in model.constants():
+            if not _is_table(constant, READERS):
+                continue
             kept = [
                 model.kept_float[n.name] for n in constant.outputs if n.name in model.kept_float
             ]
@@ -43,21 +48,33 @@ class QuantizeTables(Pass):
                 outcome.skip(constant.name, kept[0])
             elif constant.name in captured or not _ends_in_layers(model, constant, captured):
                 outcome.skip(constant.name, "it may hold positions: no layer is behind it")
-            elif (table := tables.compress(constant.values)) is None:
-                outcome.skip(constant.name, "8 bits would leave too little of its values")
             else:
-                constant.values = affine.values(table)
-                model.tables[constant.name] = table
-                outcome.edit(constant.name, "8 bits, brought back at load")
+                _store(model, constant, outcome)
+        kept_nodes = [node for node in model.graph.nodes if node.name in model.kept_float]
+        kept_float = {id(t) for node in kept_nodes for t in reads(node)}
+        for constant in model.inner_constants():
+            if _is_table(constant, INNER) and id(constant) not in kept_float:
+                constant.name = model.fresh(constant.name)  # bodies side by side may share names
+                _store(model, constant, outcome)
         return outcome
 
 
-def _is_table(constant: gs.Constant) -> bool:
-    """Whether a constant has many values, more than a vector, and none but READERS."""
+def _is_table(constant: gs.Constant, readers: Container[str]) -> bool:
+    """Whether a constant has many values, more than a vector, and none but these readers."""
     shape = constant.shape
     if constant.dtype != np.float32 or math.prod(shape) < MANY or max(shape) == math.prod(shape):
         return False
-    return all(node.op in READERS and not node.domain for node in constant.outputs)
+    return all(node.op in readers and not node.domain for node in constant.outputs)
+
+
+def _store(model: Model, constant: gs.Constant, outcome: Outcome) -> None:
+    """Plan 8 bits for a constant, where they leave enough of its values."""
+    if (table := tables.compress(constant.values)) is None:
+        outcome.skip(constant.name, "8 bits would leave too little of its values")
+        return
+    constant.values = affine.values(table)
+    model.tables[constant.name] = table
+    outcome.edit(constant.name, "8 bits, brought back at load")
 
 
 def _ends_in_layers(model: Model, constant: gs.Constant, captured: Container[str]) -> bool:

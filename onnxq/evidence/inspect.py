@@ -74,8 +74,10 @@ class Cost:
     bops: int | None
 
 
-def cost(found: Sequence[LayerInfo]) -> Cost:
-    """The cost of all layers together."""
+def cost(found: Sequence[LayerInfo]) -> Cost | None:
+    """The cost of all layers together; None without any."""
+    if not found:
+        return None
     count = sum(math.prod(layer.shape) for layer in found) or 1
     bits = sum(math.prod(layer.shape) * layer.bits for layer in found)
     macs = [layer.macs for layer in found if layer.macs is not None]

@@ -18,8 +18,8 @@ from onnxq.pipeline import Outcome, Skip
 from onnxq.precision import Fit
 
 WORST = 5
-# Reasons that are printed of one pass.
-MOST_REASONS = 8
+# Reasons that are printed of one pass, and layers left float for one reason; --json has them all.
+MOST_REASONS, MOST_NAMES = 8, 12
 
 
 @dataclass
@@ -115,10 +115,14 @@ class Report:
                 yield f"to leave the worst one alone: --keep-float '{worst.name}'"
                 if self.fit is None:
                     yield "to round less wherever it hurts most: --min-sqnr 20"
-        yield from _reasons("left float, and why", self.why_float.items())
+        floats = [Skip(name, why) for name, why in self.why_float.items()]
+        yield from _reasons("left float, and why", _alike(floats, MOST_NAMES))
         for name, outcome in self.outcomes.items():
             skips = [skip for skip in outcome.skips if skip.where not in self.why_float]
-            yield from _reasons(f"left alone by {name}, and why", _alike(skips))
+            rows = _alike(skips, 1)
+            if (more := len(rows) - MOST_REASONS) > 0:
+                rows[MOST_REASONS:] = [(f"{more} more", "--json has them all")]
+            yield from _reasons(f"left alone by {name}, and why", rows)
         for comparison, title in (
             (self.fidelity, "calibration data, which the passes have seen"),
             (self.validation, "validation data"),
@@ -172,18 +176,17 @@ class Report:
         return facts + [("note", text) for text in texts]
 
 
-def _alike(skips: list[Skip]) -> list[tuple[str, str]]:
-    """Places and reasons, equal reasons put together, and of many only the first."""
+def _alike(skips: list[Skip], most: int) -> list[tuple[str, str]]:
+    """Places and reasons; where more than ``most`` share a reason, the first stands for them."""
     where: dict[str, list[str]] = {}
     for skip in skips:
         where.setdefault(skip.why, []).append(skip.where)
-    found = [
-        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", why)
-        for why, names in where.items()
-    ]
-    if len(found) <= MOST_REASONS:
-        return found
-    return [*found[:MOST_REASONS], (f"{len(found) - MOST_REASONS} more", "--json has them all")]
+    found: list[tuple[str, str]] = []
+    for why, names in where.items():
+        several = len(names) > most
+        shown = [f"{names[0]} and {len(names) - 1} more"] if several else names
+        found += [(name, why) for name in shown]
+    return found
 
 
 def _reasons(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[RenderableType]:

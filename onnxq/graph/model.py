@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from onnxq.graph.protos import (
     attach_external,
     densify,
     hold_constants,
+    hold_once,
     mapped,
     name_nodes,
     numbered,
@@ -114,6 +116,14 @@ class Model:
         outputs = iter(self.graph.outputs)
         found = (t for t in itertools.chain(inputs, outputs) if isinstance(t, gs.Constant))
         return list({id(t): t for t in found}.values())
+
+    def inner_constants(self) -> list[gs.Constant]:
+        """The distinct constants that the bodies in the graph alone read, in order of first use."""
+        bodies = self.graph.subgraphs(recursive=True)
+        inputs = [t for body in bodies for node in body.nodes for t in node.inputs]
+        found = {id(t): t for t in inputs if isinstance(t, gs.Constant)}
+        known = {id(t) for t in self.constants()}
+        return [constant for key, constant in found.items() if key not in known]
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether ``tensor`` leaves the graph."""
@@ -363,6 +373,7 @@ class Model:
     def to_proto(self) -> ModelProto:
         """The model as one protobuf, weights inline."""
         proto: ModelProto = gs.export_onnx(self.graph, do_type_check=False)
+        hold_once(proto.graph, self._shared_with_bodies())
         aside = self.aside
         header = aside.header
         proto.domain, proto.model_version = header.domain, header.model_version
@@ -385,6 +396,16 @@ class Model:
         needed = onnx.helper.find_min_ir_version_for(proto.opset_import, True)
         proto.ir_version = min(max(header.ir_version, needed, MIN_IR), MAX_IR)
         return proto
+
+    def _shared_with_bodies(self) -> set[str]:
+        """Names of the constants that several graphs read, the model's and those of bodies."""
+        graphs = [self.graph, *self.graph.subgraphs(recursive=True)]
+        read = [{id(t): t for node in graph.nodes for t in node.inputs} for graph in graphs]
+        count = Counter(itertools.chain.from_iterable(read))
+        tensors = {key: t for found in read for key, t in found.items()}
+        return {
+            t.name for key, t in tensors.items() if count[key] > 1 and isinstance(t, gs.Constant)
+        }
 
     def to_bytes(self) -> bytes:
         """Serialized protobuf with the weights inline; the same model gives the same bytes."""

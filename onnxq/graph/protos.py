@@ -234,6 +234,19 @@ def hold_constants(graph: onnx.GraphProto) -> None:
         del graph.node[place]
 
 
+def hold_once(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Let the graph alone hold initializers of these names, of which bodies have copies."""
+    held = {tensor.name for tensor in graph.initializer}
+    for body in (a.g for node in all_nodes(graph) for a in node.attribute if a.HasField("g")):
+        for place in reversed(range(len(body.initializer))):
+            tensor = body.initializer[place]
+            if tensor.name in names:
+                if tensor.name not in held:
+                    graph.initializer.append(tensor)
+                    held.add(tensor.name)
+                del body.initializer[place]
+
+
 def attach_external(proto: ModelProto, path: Path) -> None:
     """Make external references absolute and check them; small oddities are read at once."""
     held = list(proto.graph.initializer)  # keeps the wrappers, and so their ids, alive

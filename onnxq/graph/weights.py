@@ -122,7 +122,8 @@ class Weights:
 
     def write_tables(self) -> None:
         """Stored codes of constants that are no weights of layers, brought back as floats."""
-        constants = {constant.name: constant for constant in self.model.constants()}
+        found = [*self.model.constants(), *self.model.inner_constants()]
+        constants = {constant.name: constant for constant in found}
         for name, table in self.model.tables.items():
             result = self.model.variable(f"{name}_dequantized")
             self.model.redirect(constants[name], result)

@@ -333,6 +333,18 @@ def test_of_many_reasons_the_first_are_printed_and_all_are_kept():
     assert len(report.to_dict()["outcomes"]["equalize"]["skips"]) == 21
 
 
+def test_layers_left_float_are_named_unless_many_are_for_one_reason():
+    why = {f"conv{i}": "as asked" for i in range(3)} | {f"fc{i}": "no data" for i in range(20)}
+    report = onnxq.Report("a.onnx", "b.onnx", "w8a8", 1, why_float=why)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report)
+    printed = console.file.getvalue()
+    assert all(f"conv{i} " in printed for i in range(3))
+    assert "fc0 and 19 more  no data" in printed
+    assert "fc1 " not in printed
+    assert report.to_dict()["why_float"] == why
+
+
 def test_a_wrong_declaration_that_only_newer_opsets_see_is_the_sources(tmp_path):
     proto = build(
         "(float[2,N,4] x) => (float[N,S] y) { d = Shape(x) b = Gather<axis=0>(d, zero) "

@@ -236,6 +236,32 @@ MODELS = {
         "{ l = Identity(k) q = MatMul(h, w) o = Tanh(q) }> }",
         w=(4, 4),
     ),
+    "loop that is handed its weights": build(
+        "(float[2,4] x) => (float[2,4] y, float[4,4] last) { n = Constant<value = int64 {3}>() "
+        "c = Constant<value = bool {1}>() "
+        "y, k, b1, last = Loop (n, c, x, w, b, v) <body = body (int64 i, bool go, float[2,4] h, "
+        "float[4,4] w1, float[4] b0, float[4,4] v1) "
+        "=> (bool l, float[2,4] o, float[4,4] w1, float[4] b2, float[4,4] v1) "
+        "{ l = Identity(go) u = Transpose(w1) q = MatMul(h, u) r = Add(q, b0) b2 = Identity(b0) "
+        "p = MatMul(r, v1) o = Tanh(p) }> }",
+        w=(4, 4), b=(4,), v=(4, 4),
+    ),
+    "loop in a loop": build(
+        "(float[2,4] x) => (float[2,4] y) { n = Constant<value = int64 {2}>() "
+        "c = Constant<value = bool {1}>() "
+        "y, k = Loop (n, c, x, w) <body = outer (int64 i, bool go, float[2,4] h, float[4,4] w1) "
+        "=> (bool l, float[2,4] o, float[4,4] w1) { l = Identity(go) "
+        "o, j = Loop (n, c, h, w1) <body = inner (int64 e, bool run, float[2,4] g, float[4,4] w2) "
+        "=> (bool m, float[2,4] z, float[4,4] w2) "
+        "{ m = Identity(run) u = Transpose(w2) q = MatMul(g, u) z = Tanh(q) }> }> }",
+        w=(4, 4),
+    ),
+    "branches that name alike what they hold": build(
+        "(float[2,4] x, bool c) => (float[] y) { a = Relu(x) "
+        "y = If (c) <then_branch = one () => (float[] u) <float[4,1] n = {1, 2, 3, 4}> "
+        "{ m = Mul(n, n) u = MatMul(a, m) }, else_branch = two () => (float[] t) "
+        "<float[4,1] n = {4, 3, 2, 1}> { m = Add(n, n) t = MatMul(a, m) }> }",
+    ),
     "matmul on both sides": build(
         "(float[2,3,4] x) => (float[] y) { a = MatMul(x, w) c = MatMul(l, a) "
         "d = Transpose<perm=[0,2,1]>(c) e = MatMul(c, d) y = Softmax<axis=-1>(e) }",

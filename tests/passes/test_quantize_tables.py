@@ -123,6 +123,45 @@ def test_what_a_body_reads_stays():
     assert not after(proto, QuantizeTables())[1].edits
 
 
+BRANCHES = (
+    "(float[3,40] x, bool c) => (float[] y) { a = Relu(x) y = If (c) "
+    "<then_branch = one () => (float[] u) <float[1] k = {0.5}> { p = MatMul(a, w) u = Mul(p, k) }, "
+    "else_branch = two () => (float[] t) { q = MatMul(a, w) r = MatMul(q, v) t = Add(r, b) }> }"
+)
+HELD = {"w": (40, 40), "v": (40, 40), "b": (3, 40)}
+
+
+@pytest.mark.parametrize("act_bits", [8, "float"])
+def test_weights_in_bodies_take_8_bits_and_are_stored_once(tmp_path, act_bits):
+    """There is no layer beside them; what is added in a body may be anything."""
+    proto = build(BRANCHES, **HELD)
+    samples = [{**feeds(proto, seed), "c": np.array(seed % 2 > 0)} for seed in range(4)]
+    report, file = quantize(proto, tmp_path, samples, act_bits=act_bits)
+    kinds = [(tuple(t.dims), t.data_type) for t in onnx.load(file).graph.initializer]
+    assert kinds.count(((40, 40), onnx.TensorProto.INT8)) == 2
+    assert not any(kind == ((40, 40), onnx.TensorProto.FLOAT) for kind in kinds)
+    assert report.bytes < 0.45 * report.float_bytes
+    assert report.cost is None
+    assert not unquantized(load(file))
+    for values in samples:
+        wanted, found = run(proto, values)["y"], run(onnx.load(file), values)["y"]
+        assert 0 < np.square(found - wanted).sum() < 1e-3 * np.square(wanted).sum()
+
+
+def test_what_a_body_reads_besides_weights_stays():
+    proto = build(BRANCHES, **HELD | {"b": (40, 40)})
+    model, outcome = after(proto, QuantizeTables())
+    assert len(model.tables) == len(outcome.edits) == 2
+    assert "b" not in "".join(model.tables)
+
+
+def test_a_body_that_is_kept_float_is_left_alone():
+    model = from_proto(build(BRANCHES, **HELD))
+    model.kept_float = {"If_y": "as asked"}
+    assert not QuantizeTables().run(model, {}).edits
+    assert not model.tables
+
+
 @pytest.mark.parametrize("act_bits", [8, "float"])
 def test_a_file_holds_them_in_8_bits_and_onnxruntime_brings_them_back_at_load(tmp_path, act_bits):
     table = np.random.default_rng(3).standard_normal((1, 4, 8, 64)).astype(np.float32)
