@@ -15,7 +15,7 @@ import torch
 from torch.profiler import profile
 
 from onnxq.graph.blocks import blocks
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.learned.network import QuantizedNetwork
 from onnxq.learned.teaching import Teaching, channels_last
 from onnxq.lowering import Lowered

@@ -44,7 +44,7 @@ from onnxq.evidence.report import (
 from onnxq.evidence.validation import quantized_against
 from onnxq.evidence.validation import validate as run_validate
 from onnxq.files import filling
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.graph.protos import file_size
 from onnxq.graph.storage import OLDEST
 from onnxq.numerics.levels import WIDTHS

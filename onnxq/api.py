@@ -14,7 +14,8 @@ from onnxq.errors import (
 from onnxq.evidence.evaluate import Comparison
 from onnxq.evidence.report import Report
 from onnxq.evidence.validation import validate
-from onnxq.graph.model import Model, load
+from onnxq.graph.loading import load
+from onnxq.graph.model import Model
 from onnxq.recipe import Recipe
 from onnxq.samples.preprocess import Preprocess
 from onnxq.spec import QParams, QuantSpec

@@ -18,7 +18,8 @@ from onnxq.files import (
     restored_on_failure,
 )
 from onnxq.graph.layers import RANDOM
-from onnxq.graph.model import INLINE_LIMIT, Model, load
+from onnxq.graph.loading import load
+from onnxq.graph.model import INLINE_LIMIT, Model
 from onnxq.graph.parts import parts
 from onnxq.graph.protos import check_file, check_proto, file_size, model_files
 from onnxq.graph.storage import OLDEST

@@ -18,7 +18,8 @@ from onnxq.errors import CalibrationError
 from onnxq.evidence.evaluate import Comparison, compare
 from onnxq.evidence.exactness import largest_change
 from onnxq.evidence.validation import assumptions
-from onnxq.graph.model import Model, load
+from onnxq.graph.loading import load
+from onnxq.graph.model import Model
 from onnxq.graph.protos import file_size
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.progress import Progress

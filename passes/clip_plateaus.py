@@ -12,8 +12,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph.model import Model, is_number
+from onnxq.graph.model import Model
 from onnxq.graph.placement import without_products
+from onnxq.graph.tensors import is_number
 from onnxq.numerics.observe import MinMax, Observer
 from onnxq.numerics.plateaus import APART, POINTS, flat
 from onnxq.pipeline import Outcome, Pass, Statistics

@@ -5,7 +5,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph.model import Model, axes_of
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import layer_of
-from onnxq.graph.model import FLOAT, Model
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import FLOAT
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # Exporters write the end of an axis so; no tensor has as many values.

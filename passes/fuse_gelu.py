@@ -12,8 +12,9 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from onnxq.errors import UnsupportedModel
-from onnxq.graph.model import Model, is_number
+from onnxq.graph.model import Model
 from onnxq.graph.placement import factor, moved
+from onnxq.graph.tensors import is_number
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # The first with Gelu.

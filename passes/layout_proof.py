@@ -7,7 +7,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import layer_of
-from onnxq.graph.model import Model, axes_of
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Array
 

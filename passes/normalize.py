@@ -6,7 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import ARITHMETIC, RANDOM, layer_of
-from onnxq.graph.model import FLOAT, FLOAT16, Model, is_number, size_of
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import FLOAT, FLOAT16, is_number, size_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.runtime import evaluate
 

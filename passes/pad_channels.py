@@ -11,7 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer, layer_of
-from onnxq.graph.model import Model, axes_of
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import axes_of
 from onnxq.pipeline import Outcome, Pass, Statistics
 from onnxq.spec import Floats
 

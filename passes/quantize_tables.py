@@ -8,7 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import HOLDERS, MANY, WEIGHTED
-from onnxq.graph.model import Model, reads
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import reads
 from onnxq.numerics import affine, tables
 from onnxq.pipeline import Outcome, Pass, Statistics
 

@@ -6,7 +6,7 @@ import onnxruntime as ort
 
 import onnxq
 from onnxq import pipeline
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 
 # Relative size of the weights that ``build`` draws: outputs stay near the size of the inputs.
 GAIN = 0.5

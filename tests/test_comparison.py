@@ -14,7 +14,7 @@ from onnxq import comparison, workbench
 from onnxq.comparison import Row, Sweep, compare_recipes
 from onnxq.demo import unpack
 from onnxq.errors import CalibrationError, InputError, PassError, UnsupportedModel, UsageError
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.numerics.observe import MinMax
 from onnxq.recipes import UNTRAINED, plan
 from onnxq.runtime import Session

@@ -12,7 +12,7 @@ import onnxq
 from onnxq import precision, quantization
 from onnxq.errors import CalibrationError, UsageError
 from onnxq.evidence.report import fit_text
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.recipe import Recipe, Relief
 from onnxq.recipes import plan
 from onnxq.sensitivity import Rounding

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.numerics import affine
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_activations import QuantizeActivations

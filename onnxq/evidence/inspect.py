@@ -12,8 +12,9 @@ from onnxq.errors import InputError
 from onnxq.evidence.kernels import Kernels, census
 from onnxq.evidence.layerwise import grid_of
 from onnxq.graph.layers import HOLDERS, MANY, WEIGHTED
-from onnxq.graph.model import Model, reads
+from onnxq.graph.model import Model
 from onnxq.graph.storage import stored, stored_names
+from onnxq.graph.tensors import reads
 from onnxq.numerics import oaq
 from onnxq.runtime import Feeds, Session, evaluate, random_feeds
 from onnxq.spec import Floats, weight_spec

@@ -5,7 +5,8 @@ from pathlib import Path
 from onnxq.errors import InputError
 from onnxq.evidence.evaluate import EVIDENCE, Comparison, compare
 from onnxq.evidence.layerwise import LayerError, layer_errors
-from onnxq.graph.model import Model, load
+from onnxq.graph.loading import load
+from onnxq.graph.model import Model
 from onnxq.graph.parts import parts
 from onnxq.progress import Progress, silent
 from onnxq.quantization import prepare

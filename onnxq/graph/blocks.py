@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer, layers
-from onnxq.graph.model import Model, reads
+from onnxq.graph.model import Model
 from onnxq.graph.placement import ACTIVATIONS
+from onnxq.graph.tensors import reads
 
 # Layers of a block, at most.
 MOST_LAYERS = 12

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer
-from onnxq.graph.model import axes_of
 from onnxq.graph.placement import bounds, factor, moved, pads_zeros
+from onnxq.graph.tensors import axes_of
 from onnxq.spec import Floats
 
 HOMOGENEOUS = {"Identity", "LeakyRelu", "PRelu", "Relu"}

@@ -9,8 +9,6 @@ values were read, accepts two tensors of one name and sorts recursively. What it
 import contextlib
 import hashlib
 import itertools
-import mmap
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,29 +19,22 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, inliner, numpy_helper, version_converter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import InputError, UnsupportedModel
-from onnxq.files import check_model_path, check_writable, data_file, replacing
+from onnxq.files import check_writable, data_file, replacing
+from onnxq.graph.exchange import external, import_graph, placeholder
 from onnxq.graph.opset import obstacle, restore
 from onnxq.graph.protos import (
     Aside,
     all_nodes,
-    attach_external,
-    densify,
-    hold_constants,
     hold_once,
-    mapped,
-    name_nodes,
     numbered,
-    open_sizes,
-    set_aside,
     take_unreadable,
-    texts,
     without_traces,
 )
+from onnxq.graph.tensors import reads, size_of
 from onnxq.spec import Array, Floats, QParams, QTensor
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -55,10 +46,6 @@ EXTERNAL_MIN = 1024
 # Below the first, initializers have to be graph inputs as well, which passes do not keep up; the
 # second is the newest that every supported onnxruntime (>= 1.23) reads, and opset 21 needs it.
 MIN_IR, MAX_IR = 4, 10
-
-# ONNX's codes of the element types passes name.
-FLOAT, FLOAT16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
-INT8, INT32 = int(TensorProto.INT8), int(TensorProto.INT32)
 
 
 @dataclass
@@ -250,7 +237,7 @@ class Model:
         What the model declares may be wrong, but for its inputs: if ``propagated``, it does not
         count, and sizes are followed through what is computed from them.
         """
-        with self._referred(_placeholder):
+        with self._referred(placeholder):
             proto = self.to_proto()
         if propagated:
             del proto.graph.value_info[:]
@@ -338,7 +325,7 @@ class Model:
         """
         for node in all_nodes(proto.graph):
             take_unreadable(node)
-        self.graph = _import(proto, held)
+        self.graph = import_graph(proto, held)
 
     def raise_opset(self, version: int) -> None:
         """Raise the default opset with ONNX's official converter; no-op if it is high enough.
@@ -357,7 +344,7 @@ class Model:
         if (reason := obstacle([*self.nodes(), *called], before, version)) is not None:
             raise UnsupportedModel(f"{cannot} ({reason}): {instead}")
         try:
-            with self._referred(_placeholder) as held:
+            with self._referred(placeholder) as held:
                 # The converter drops functions: their bodies take the place of the calls first.
                 inlined = inliner.inline_local_functions(self.to_proto(), convert_version=True)
             raised = version_converter.convert_version(inlined, version)
@@ -440,7 +427,7 @@ class Model:
         with replacing(path) as temporary, replacing(data) as temporary_data:
             with (
                 temporary_data.open("wb") as sink,
-                self._referred(lambda constant: _external(constant, sink, data.name)),
+                self._referred(lambda constant: external(constant, sink, data.name)),
             ):
                 proto = self.to_proto()
             temporary.write_bytes(proto.SerializeToString(deterministic=True))
@@ -460,135 +447,3 @@ class Model:
         finally:
             for constant in large:
                 constant._values = held[constant.name]
-
-
-def load(path: str | os.PathLike[str]) -> Model:
-    """Read an ONNX file, with external data left on disk until it is used.
-
-    Raises:
-        UsageError: The path is not UTF-8.
-        InputError: The file is missing, truncated or not ONNX, a text in it is not UTF-8, or its
-            external data are missing, truncated or outside the model's folder.
-        UnsupportedModel: The file holds no runnable graph.
-    """
-    path = Path(path)
-    check_model_path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    proto = ModelProto()
-    try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as window,
-        ):
-            proto.ParseFromString(window)
-    except (DecodeError, ValueError) as cause:  # an empty file cannot be mapped
-        raise InputError(f"{path}: not an ONNX model, or truncated") from cause
-    if not proto.graph.node or not proto.opset_import:
-        raise InputError(f"{path}: not an ONNX model, or one without a graph")
-    if (odd := next((t for t in texts(proto) if isinstance(t, bytes)), None)) is not None:
-        raise InputError(
-            f"{path}: {odd[:80]!r} in it is not UTF-8: export it again with other names"
-        )
-    attach_external(proto, path)
-    return from_proto(proto, path)
-
-
-def from_proto(proto: ModelProto, path: Path | None = None) -> Model:
-    """A model over ``proto``, which from then on belongs to it."""
-    notes = []
-    if proto.ir_version > MAX_IR:
-        notes.append(f"IR version lowered from {proto.ir_version} to {MAX_IR}")
-    metadata = {p.key: p.value for p in proto.metadata_props}
-    for opset in proto.opset_import:
-        if opset.domain == "ai.onnx":
-            opset.domain = ""
-    open_sizes(proto.graph)
-    aside = set_aside(proto)
-    return Model(_import(proto), aside, path, notes, metadata=metadata)
-
-
-def _import(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs.Graph:
-    """Import with unique node names, dense constants, no nodes for these, and weights not read.
-
-    Args:
-        proto: Belongs to the graph from then on.
-        held: Values of tensors that ``proto`` holds placeholders for.
-    """
-    name_nodes(proto.graph)
-    densify(proto.graph)
-    hold_constants(proto.graph)
-    initializers = {t.name for t in proto.graph.initializer}
-    inputs = [i for i in proto.graph.input if i.name not in initializers]
-    del proto.graph.input[:]
-    proto.graph.input.extend(inputs)
-    graph = gs.import_onnx(proto)
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
-            source = tensor._values.tensor
-            if source.data_location == TensorProto.EXTERNAL:
-                tensor._values = held[tensor.name] if held else mapped(source)
-                tensor.data_location = None
-    return graph
-
-
-def reads(node: gs.Node) -> list[gs.Tensor]:
-    """Inputs of a node and of everything inside its subgraphs."""
-    inner = (n for body in node.subgraphs(recursive=True) for n in body.nodes)
-    return [t for n in itertools.chain([node], inner) for t in n.inputs]
-
-
-def size_of(constant: gs.Constant) -> int:
-    """Bytes of a constant, told without reading them, which would spoil packed ones."""
-    return int(constant._values.nbytes)
-
-
-def element_bits(constant: gs.Constant) -> int:
-    """Bits of an element, told without reading the values, which would spoil packed ones."""
-    values = constant._values
-    if isinstance(values, LazyValues):
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(values.tensor.data_type)
-    else:
-        dtype = values.dtype
-    return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
-
-
-def is_number(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant of one element, whatever its axes."""
-    return isinstance(tensor, gs.Constant) and tensor.values.size == 1
-
-
-def axes_of(node: gs.Node, place: int = 1) -> list[int] | None:
-    """The constant axes of a node, whether attribute (old opsets) or the input at ``place``."""
-    if "axes" in node.attrs:
-        return list(node.attrs["axes"])
-    if len(node.inputs) > place and isinstance(node.inputs[place], gs.Constant):
-        return [int(a) for a in node.inputs[place].values]
-    return None
-
-
-def _placeholder(constant: gs.Constant) -> TensorProto:
-    """A tensor of the constant's name, type and shape whose data are said to lie elsewhere."""
-    values = constant._values
-    if isinstance(values, LazyValues):
-        data_type = values.tensor.data_type
-    else:
-        data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    tensor = TensorProto(name=constant.name, data_type=data_type, dims=list(values.shape))
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="held")
-    return tensor
-
-
-def _external(constant: gs.Constant, sink: Any, location: str) -> TensorProto:
-    """Write a constant's bytes to ``sink`` and return a tensor that refers to them."""
-    tensor, offset, values = _placeholder(constant), sink.tell(), constant._values
-    if isinstance(values, LazyValues):
-        sink.write(values.tensor.raw_data or numpy_helper.to_array(values.tensor).tobytes())
-    else:
-        np.ascontiguousarray(values).tofile(sink)
-    tensor.external_data[0].value = location
-    for key, value in (("offset", offset), ("length", sink.tell() - offset)):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.channels import Channels
-from onnxq.graph.model import Model, is_number
+from onnxq.graph.model import Model
 from onnxq.graph.placement import without_products
 from onnxq.graph.regions import located
+from onnxq.graph.tensors import is_number
 from onnxq.spec import Floats
 
 

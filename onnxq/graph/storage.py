@@ -23,7 +23,8 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxq.graph.model import INT8, INT32, Model, element_bits
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import INT8, INT32, element_bits
 from onnxq.numerics import packing
 from onnxq.numerics.strips import PIXELS, Strip
 from onnxq.spec import Array, Ints, QTensor

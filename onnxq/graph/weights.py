@@ -8,8 +8,9 @@ import onnx_graphsurgeon as gs
 
 from onnxq.graph.forms import Forms, regroup
 from onnxq.graph.layers import Layer
-from onnxq.graph.model import FLOAT, Model
+from onnxq.graph.model import Model
 from onnxq.graph.storage import Storage, rounds_biases
+from onnxq.graph.tensors import FLOAT
 from onnxq.numerics import affine
 from onnxq.numerics.bias import exact_codes, fit_weight, quantize_bias
 from onnxq.numerics.strips import PIXELS, Strip

@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 import torch
 
 from onnxq.graph.layers import layers
-from onnxq.graph.model import Model, reads
+from onnxq.graph.model import Model
+from onnxq.graph.tensors import reads
 from onnxq.lowering import Lowered, Refused
 from onnxq.runtime import Session
 from onnxq.samples.lessons import Lessons

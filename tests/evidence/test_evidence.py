@@ -13,7 +13,7 @@ from onnxq.errors import CalibrationError, InputError, PassError, UsageError
 from onnxq.evidence.evaluate import Comparison, Rate, compare
 from onnxq.evidence.exactness import TOLERANCE, largest_change
 from onnxq.evidence.validation import quantized_against
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.numerics.metrics import Fidelity
 from onnxq.pipeline import Outcome, Skip
 from onnxq.recipes import PREPARATION, plan

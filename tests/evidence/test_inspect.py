@@ -8,7 +8,7 @@ import pytest
 import zoo
 
 from onnxq.evidence.inspect import cost, inspect, unquantized
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.numerics.metrics import histogram_ssim
 from tests.graphs import build, quantize
 

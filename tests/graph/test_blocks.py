@@ -8,7 +8,7 @@ from hypothesis import given, reject, settings
 from onnxq.errors import OnnxqError
 from onnxq.graph.blocks import MOST_LAYERS, blocks, flow, nodes_of, single_layers
 from onnxq.graph.layers import layers
-from onnxq.graph.model import reads
+from onnxq.graph.tensors import reads
 from onnxq.passes.quantize_weights import QuantizeWeights
 from tests.graphs import after, build, run
 from tests.learned.plans import planned

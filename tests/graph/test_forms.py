@@ -6,7 +6,7 @@ import pytest
 
 from onnxq.evidence.inspect import inspect
 from onnxq.graph import forms
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from tests.graphs import build, feeds, quantize, run
 
 pytestmark = pytest.mark.usefixtures("long_names", "short_rows")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq.graph.gates import gates
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from tests.graphs import build
 
 HEAD = "(float[N,3,9,9] x) => (float[] y)"

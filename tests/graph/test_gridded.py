@@ -5,7 +5,7 @@ import onnx
 
 from onnxq.graph.gates import gates
 from onnxq.graph.gridded import Gridded, observers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.pointwise import unlock, unlockable
 from onnxq.graph.regions import regions
 from tests.graphs import build, feeds, run

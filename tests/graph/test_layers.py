@@ -10,7 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxq.graph.layers import Layer, layer_of, layers, twins
-from onnxq.graph.model import Model, from_proto
+from onnxq.graph.loading import from_proto
+from onnxq.graph.model import Model
 from onnxq.runtime import Session
 
 Shape = tuple[int, ...]

@@ -12,7 +12,8 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper, 
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.errors import InputError, UnsupportedModel, UsageError
-from onnxq.graph.model import Model, from_proto, load
+from onnxq.graph.loading import from_proto, load
+from onnxq.graph.model import Model
 from onnxq.graph.protos import file_size
 from tests.graphs import build
 
@@ -383,13 +384,14 @@ def test_loading_and_saving_take_little_more_memory_than_the_weights(tmp_path):
         file.truncate(parts * size)
     script = """if True:
         from pathlib import Path
-        import onnxq.graph.model as m
-        m.INLINE_LIMIT = 2**20
+        import onnxq.graph.model
+        from onnxq.graph.loading import load
+        onnxq.graph.model.INLINE_LIMIT = 2**20
         def peak():
             lines = Path("/proc/self/status").read_text().splitlines()
             return next(1024 * int(line.split()[1]) for line in lines if "VmHWM" in line)
         before = peak()
-        m.load("big.onnx").save(Path("out.onnx"))
+        load("big.onnx").save(Path("out.onnx"))
         print(peak() - before)
         """
     done = subprocess.run(

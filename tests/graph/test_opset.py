@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxq.errors import UnsupportedModel
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from tests.graphs import build, feeds, run
 
 # Nodes, and the opsets whose spelling of them that is.

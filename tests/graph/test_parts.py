@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.parts import apart, parts
 from tests.graphs import build, feeds, quantize, run
 

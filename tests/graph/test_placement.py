@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.placement import place
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.normalize import Normalize

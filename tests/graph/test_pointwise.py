@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.pointwise import unlock, unlockable
 from tests.graphs import build, feeds, ops, run
 

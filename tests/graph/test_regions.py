@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.regions import regions, unreached
 from tests.graphs import build, feeds, run
 

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from onnxq.errors import UnsupportedModel, UsageError
 from onnxq.evidence.inspect import inspect
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.graph.storage import UNPACKERS
 from onnxq.numerics import affine, levels, pairs, ranges
 from onnxq.spec import SAFE, weight_spec

@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxq import pipeline
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.graph.placement import Placement, place, root_of
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.progress import silent

@@ -9,7 +9,7 @@ from hypothesis import given, reject, settings
 
 import onnxq
 from onnxq.errors import OnnxqError, PassError
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.passes.distill import Distill
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.pipeline import LearnedPass

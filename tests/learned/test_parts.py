@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 import onnxq
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.distill import Distill
 from onnxq.quantization import WITHOUT_TRAINING
 from onnxq.recipes import build as recipe
@@ -110,7 +110,7 @@ def test_the_later_part_is_trained_on_what_the_quantized_file_computes(
     assert none is None
     assert float_side.keys() == own.keys() == {"g", "r"}
     x = {"x": np.concatenate([sample["x"] for sample in data(proto)])}
-    from onnxq.graph.model import load
+    from onnxq.graph.loading import load
     from onnxq.runtime import Session
 
     for file, given in (("model.onnx", float_side), ("q.onnx", own)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.runtime import Session
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 
 torch = pytest.importorskip("torch")
 from onnxq.lowering import Lowered, Refused  # noqa: E402

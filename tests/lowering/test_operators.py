@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from tests.graphs import build, run
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from onnxq import pipeline, recipes
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.runtime import Session
 from onnxq.samples.data import batches

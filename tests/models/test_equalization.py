@@ -7,7 +7,7 @@ import pytest
 import zoo
 
 from onnxq import pipeline
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.graph.regions import regions
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.split_outliers import SplitOutliers

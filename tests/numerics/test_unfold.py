@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.numerics.unfold import count_places, patches
 from tests.graphs import build, run
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from onnxq import recipes
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.pipeline import run
 from onnxq.runtime import Session
 from onnxq.samples.calibration import Calibration

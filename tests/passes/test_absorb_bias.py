@@ -8,7 +8,7 @@ import pytest
 
 from onnxq import pipeline
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.equalize import Equalize
 from onnxq.runtime import Session

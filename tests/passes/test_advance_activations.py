@@ -83,7 +83,7 @@ def test_where_it_stays(body):
 
 @pytest.mark.parametrize("kept", ["MaxPool_b", "Relu_y"])
 def test_nodes_that_are_kept_float_stay(kept):
-    from onnxq.graph.model import from_proto
+    from onnxq.graph.loading import from_proto
 
     model = from_proto(net("b = MaxPool<kernel_shape=[2,2]>(a) y = Relu(b)"))
     names = {node.op: node.name for node in model.graph.nodes}

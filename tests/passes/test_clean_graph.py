@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 
 from onnxq import pipeline
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.clean_graph import CleanGraph
 from onnxq.passes.normalize import Normalize
 from onnxq.recipes import PREPARATION

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxq import pipeline
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.clip_plateaus import ClipPlateaus
 from onnxq.runtime import Input
 from onnxq.samples.calibration import Calibration

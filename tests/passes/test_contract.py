@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.pipeline import REGISTRY, run
 from onnxq.recipe import Recipe
 from onnxq.recipes import PREPARATION

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxq import pipeline, recipes
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.correct_bias_analytic import CorrectBiasAnalytic
 from onnxq.passes.equalize import Equalize
 from onnxq.passes.split_outliers import SplitOutliers

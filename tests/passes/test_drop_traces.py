@@ -1,6 +1,6 @@
 """Records of a node's origin go, what else was written on it stays."""
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.drop_traces import DropTraces
 from tests.graphs import after, build
 

@@ -7,7 +7,7 @@ import pytest
 from onnxq import pipeline
 from onnxq.evidence.inspect import inspect
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.graph.regions import regions
 from onnxq.passes.equalize import TOLERANCE, Equalize
 from onnxq.recipes import PREPARATION

@@ -6,7 +6,7 @@ import pytest
 
 from onnxq import pipeline, recipes
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.graph.regions import regions
 from onnxq.passes.equalize_activations import EqualizeActivations
 from onnxq.passes.expand_hard_activations import ExpandHardActivations

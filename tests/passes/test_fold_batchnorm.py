@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.absorb_batchnorm import AbsorbBatchnorm
 from onnxq.passes.fold_batchnorm import FoldBatchnorm
 from onnxq.passes.normalize import Normalize

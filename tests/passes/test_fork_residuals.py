@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxq import recipes
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.fork_residuals import ForkResiduals
 from onnxq.pipeline import run
 from onnxq.runtime import Session

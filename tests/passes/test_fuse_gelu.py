@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onnxq.errors import UnsupportedModel
-from onnxq.graph.model import Model, from_proto
+from onnxq.graph.loading import from_proto
+from onnxq.graph.model import Model
 from onnxq.passes.fuse_gelu import FuseGelu
 from tests.graphs import after, build, ops, run
 

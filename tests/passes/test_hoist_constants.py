@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.hoist_constants import HoistConstants
 from onnxq.passes.normalize import Normalize
 from tests.graphs import after, build, feeds, ops, run

@@ -13,7 +13,7 @@ import pytest
 
 from onnxq.errors import UnsupportedModel
 from onnxq.evidence.inspect import inspect
-from onnxq.graph.model import load
+from onnxq.graph.loading import load
 from onnxq.graph.placement import MOVES
 from onnxq.numerics import affine, groups, pairs, ranges
 from onnxq.spec import weight_spec

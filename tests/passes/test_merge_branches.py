@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.merge_branches import MergeBranches
 from tests.graphs import after, build, feeds, norm, ops, run
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxq.evidence.inspect import inspect
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.numerics import tuning
 from onnxq.numerics.observe import Histogram
 from onnxq.passes.quantize_activations import QuantizeActivations

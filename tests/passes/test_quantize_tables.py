@@ -6,7 +6,7 @@ import pytest
 
 from onnxq.evidence.inspect import unquantized
 from onnxq.graph.layers import MANY
-from onnxq.graph.model import from_proto, load
+from onnxq.graph.loading import from_proto, load
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.quantize_tables import QuantizeTables
 from tests.graphs import after, build, feeds, ops, quantize, run

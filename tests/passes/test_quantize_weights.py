@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.numerics import affine, levels, oaq, ranges
 from onnxq.passes.quantize_activations import QuantizeActivations
 from onnxq.passes.quantize_weights import OPTIMAL, QuantizeWeights

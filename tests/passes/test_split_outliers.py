@@ -6,7 +6,7 @@ import pytest
 
 from onnxq import pipeline, recipes
 from onnxq.graph.layers import layers
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.numerics import outliers
 from onnxq.passes.split_outliers import SplitOutliers
 from onnxq.spec import weight_spec

@@ -1,6 +1,6 @@
 import numpy as np
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.split_shared import SplitShared
 from tests.graphs import after, build
 

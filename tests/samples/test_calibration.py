@@ -10,7 +10,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from onnxq.errors import CalibrationError
-from onnxq.graph.model import Model, from_proto
+from onnxq.graph.loading import from_proto
+from onnxq.graph.model import Model
 from onnxq.numerics.observe import Histogram, MinMax, Observer
 from onnxq.runtime import Session
 from onnxq.samples.calibration import Calibration

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxq.errors import CalibrationError, InputError, UsageError
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.runtime import Input, Session
 from onnxq.samples import data
 from onnxq.samples.data import Arrays, Batch, Feeds, Images, Samples, batch_size, batches

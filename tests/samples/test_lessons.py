@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import onnxq
 from onnxq import pipeline
 from onnxq.errors import CalibrationError
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.pipeline import LearnedPass, Outcome
 from onnxq.progress import silent

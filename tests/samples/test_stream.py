@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.graph.model import from_proto
+from onnxq.graph.loading import from_proto
 from onnxq.runtime import Session
 from onnxq.samples import stream
 from onnxq.samples.data import Batch
