@@ -7,7 +7,8 @@ import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import layer_of
 from onnxq.graph.model import Model
-from onnxq.graph.placement import COMPANIONS, bounds
+from onnxq.graph.moves import bounds
+from onnxq.graph.placement import COMPANIONS
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 # They take each value from one place, or the largest of some, and make no more of them.

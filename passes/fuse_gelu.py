@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.errors import UnsupportedModel
 from onnxq.graph.model import Model
-from onnxq.graph.placement import factor, moved
+from onnxq.graph.moves import factor, moved
 from onnxq.graph.tensors import is_number
 from onnxq.pipeline import Outcome, Pass, Statistics
 

@@ -24,19 +24,14 @@ from pydantic import field_validator
 from onnxq.graph.forms import AVERAGED, Forms, forms, regroup
 from onnxq.graph.layers import layer_of
 from onnxq.graph.model import Model
+from onnxq.graph.moves import ACTIVATIONS, MOVES, bounds, factor, moved, term
 from onnxq.graph.placement import (
-    ACTIVATIONS,
     COMPANIONS,
-    MOVES,
     READERS_OF_SHAPE,
     Placement,
-    bounds,
     data_inputs,
     end_of,
-    factor,
-    moved,
     place,
-    term,
 )
 from onnxq.graph.storage import OLDEST, Storage
 from onnxq.graph.weights import Weights

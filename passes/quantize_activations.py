@@ -10,16 +10,15 @@ from threadpoolctl import threadpool_limits
 
 from onnxq.graph.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.graph.model import Model
+from onnxq.graph.moves import bounds, term
 from onnxq.graph.placement import (
     READERS_OF_SHAPE,
     Placement,
     back_to,
-    bounds,
     data_inputs,
     demote,
     is_product,
     root_of,
-    term,
 )
 from onnxq.numerics import affine, ranges, tuning
 from onnxq.numerics.observe import Histogram, LayerInput, MinMax, Observer, RowSample

@@ -16,7 +16,8 @@ import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer, layers
 from onnxq.graph.model import Model
-from onnxq.graph.placement import bounds, without_products
+from onnxq.graph.moves import bounds
+from onnxq.graph.placement import without_products
 from onnxq.pipeline import Outcome, Pass, Statistics
 
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]

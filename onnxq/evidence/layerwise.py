@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph.forms import regroupers
 from onnxq.graph.layers import WEIGHTED
 from onnxq.graph.model import Model
-from onnxq.graph.placement import ACTIVATIONS
+from onnxq.graph.moves import ACTIVATIONS
 from onnxq.graph.storage import stored, stored_names
 from onnxq.numerics.affine import dequantize, quantize
 from onnxq.numerics.metrics import Fidelity

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer, layers
 from onnxq.graph.model import Model
-from onnxq.graph.placement import ACTIVATIONS
+from onnxq.graph.moves import ACTIVATIONS
 from onnxq.graph.tensors import reads
 
 # Layers of a block, at most.

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import Layer
-from onnxq.graph.placement import bounds, factor, moved, pads_zeros
+from onnxq.graph.moves import bounds, factor, moved, pads_zeros
 from onnxq.graph.tensors import axes_of
 from onnxq.spec import Floats
 

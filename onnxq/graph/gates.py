@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxq.graph.model import Model
-from onnxq.graph.placement import bounds, factor, moved
+from onnxq.graph.moves import bounds, factor, moved
 from onnxq.graph.tensors import is_number
 from onnxq.numerics import plateaus
 from onnxq.spec import Floats

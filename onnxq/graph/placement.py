@@ -27,23 +27,15 @@ import onnx_graphsurgeon as gs
 
 from onnxq.graph.layers import WEIGHTED, Layer, layer_of, layers
 from onnxq.graph.model import Model
+from onnxq.graph.moves import ACTIVATIONS, FUSED, MOVES, factor, moved, moves
 from onnxq.graph.storage import stored_names
-from onnxq.spec import Floats
+from onnxq.graph.tensors import is_constant
 
 COMPANIONS = {
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid",
 }  # fmt: skip
-# What onnxruntime takes for a part of the layer before it, and what else a quantizer replaces.
-FUSED = {"Clip", "Relu"}
-ACTIVATIONS = FUSED | {"Min"}
-MOVES = {
-    "Clip", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Min", "Pad", "Relu",
-    "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-}  # fmt: skip
 BEFORE = "an input comes from a float operator"
 READERS_OF_SHAPE = {"Shape", "Size"}
-# Factors that a scale can take without leaving the normal floats.
-LEAST_FACTOR, LARGEST_FACTOR = 2.0**-20, 2.0**20
 
 
 @dataclass
@@ -106,7 +98,7 @@ def place(model: Model) -> Placement:
                 continue
             why = None
             enough = any if node.op == "Concat" else all
-            if not enough(t.name in at_hand for t in node.inputs if not _constant(t)):
+            if not enough(t.name in at_hand for t in node.inputs if not is_constant(t)):
                 why = BEFORE
             elif _result(model, placement, node)[0].name not in wanted:
                 why = "nothing that follows runs on integers"
@@ -129,7 +121,7 @@ def data_inputs(node: gs.Node) -> list[gs.Tensor]:
     """Inputs that carry activations: all but weights, biases and other constants."""
     layer = layer_of(node)
     found = [layer.data] if layer is not None else list(node.inputs)
-    return [t for t in found if not t.is_empty() and not _constant(t)]
+    return [t for t in found if not t.is_empty() and not is_constant(t)]
 
 
 def end_of(model: Model, node: gs.Node) -> gs.Node:
@@ -155,7 +147,7 @@ def _trace(model: Model, placement: Placement) -> None:
             placement.born.add(result.name)
             swallowed |= {a.name for a in activations}
         elif (
-            _moves(node)
+            moves(node)
             and moved(node).name in placement.born
             and node.name not in swallowed
             and node.name not in model.kept_float
@@ -170,7 +162,7 @@ def _wanted(model: Model, placement: Placement) -> set[str]:
     for node in reversed(model.graph.nodes):
         if node.name in placement.integer:
             wanted |= {t.name for t in data_inputs(node)}
-        elif node.name in model.kept_float or not _moves(node):
+        elif node.name in model.kept_float or not moves(node):
             continue
         elif any(t.name in wanted for t in node.outputs):
             wanted.add(moved(node).name)
@@ -182,7 +174,7 @@ def _result(model: Model, placement: Placement, node: gs.Node) -> tuple[gs.Tenso
     end = end_of(model, node)
     tensor, activations = end.outputs[0], []
     while (reader := model.single_consumer(tensor)) is not None and reader.op in ACTIVATIONS:
-        if not _moves(reader) or moved(reader) is not tensor or reader.name in model.kept_float:
+        if not moves(reader) or moved(reader) is not tensor or reader.name in model.kept_float:
             break
         if tensor.name in placement.captured:
             break
@@ -206,60 +198,10 @@ def _returns_floats(model: Model, node: gs.Node) -> bool:
         return not any(r.op in FUSED and r.name in model.kept_float for r in readers)
     if readers[0].op == "Add" and end.op == "MatMul":
         return any(
-            (t.shape is not None and len(t.shape) > 2) or (_constant(t) and t.values.size == 1)
+            (t.shape is not None and len(t.shape) > 2) or (is_constant(t) and t.values.size == 1)
             for t in readers[0].inputs
         )
     return readers[0].op not in FUSED or len(readers[0].outputs[0].outputs) != 1
-
-
-def moved(node: gs.Node) -> gs.Tensor:
-    """The input whose values a move selects, rearranges, multiplies or cuts off."""
-    return node.inputs[int(node.op in ("Min", "Mul") and _constant(node.inputs[0]))]
-
-
-def bounds(node: gs.Node) -> tuple[Floats, Floats] | None:
-    """Ends that a Relu, Clip or Min keeps its values between; None if they are not constant.
-
-    The upper one of a Min has the shape of its constant, the others have no axes.
-    """
-    ends = [np.float32(0.0 if node.op == "Relu" else -np.inf), np.float32(np.inf)]
-    if node.op == "Min":
-        constants = [t for t in node.inputs if _constant(t) and t.dtype == np.float32]
-        if len(node.inputs) != 2 or len(constants) != 1:
-            return None
-        return np.asarray(ends[0]), constants[0].values
-    for i, tensor in enumerate(node.inputs[1:3]):
-        if not tensor.is_empty():
-            if not _constant(tensor):
-                return None
-            ends[i] = np.float32(tensor.values)
-    return None if node.op == "Clip" and node.attrs else (np.asarray(ends[0]), np.asarray(ends[1]))
-
-
-def factor(node: gs.Node) -> np.float32 | None:
-    """The constant a node multiplies its data with, if that is all it does and a scale can do it.
-
-    The constant has no axes of its own, which would give a scalar some.
-    """
-    if node.op not in ("Mul", "Div") or node.domain:
-        return None
-    constants = [t for t in node.inputs if _constant(t)]
-    if len(constants) != 1 or (node.op == "Div" and constants[0] is node.inputs[0]):
-        return None
-    (value,) = (t.values for t in constants)
-    if value.ndim or value.dtype != np.float32 or not LEAST_FACTOR <= value <= LARGEST_FACTOR:
-        return None
-    return np.float32(1.0) / value if node.op == "Div" else np.float32(value)
-
-
-def term(node: gs.Node) -> np.float32 | None:
-    """The constant, without axes and not zero, that an Add adds to its data."""
-    constants = [t for t in node.inputs if _constant(t)]
-    if node.op != "Add" or node.domain or len(constants) != 1:
-        return None
-    (value,) = (t.values for t in constants)
-    usable = not value.ndim and value.dtype == np.float32 and np.isfinite(value) and value != 0.0
-    return np.float32(value) if usable else None
 
 
 def root_of(tensor: gs.Tensor, placement: Placement) -> tuple[str, float]:
@@ -285,44 +227,6 @@ def is_product(node: gs.Node) -> bool:
     return node.op == "MatMul" and not node.domain and not any(map(stored_names, node.inputs))
 
 
-def pads_zeros(node: gs.Node) -> bool:
-    """Whether the constant that a Pad writes, in its mode of that name, is known to be zero."""
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    return value is None or value.is_empty() or (_constant(value) and not bool(value.values.any()))
-
-
-def _moves(node: gs.Node) -> bool:
-    """Whether a node could run on codes: see the module's docstring on moves."""
-    if factor(node) is not None:
-        return True
-    if node.op not in MOVES or node.domain:
-        return False
-    if node.op in ("Clip", "Min"):
-        return bounds(node) is not None and not _widens(node)
-    if node.op == "MaxPool":
-        return len(node.outputs) == 1
-    if node.op == "Pad":
-        return node.attrs.get("mode", "constant") != "constant" or pads_zeros(node)
-    if node.op == "Resize":
-        extrapolates = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-        return node.attrs.get("mode", "nearest") == "nearest" and not extrapolates
-    return not _constant(node.inputs[0])
-
-
-def _widens(node: gs.Node) -> bool:
-    """Whether the constant of a Min is known to give more axes or channels than the data have."""
-    if node.op != "Min":
-        return False
-    tensor = moved(node)
-    while tensor.inputs and tensor.inputs[0].op in ACTIVATIONS:
-        tensor = moved(tensor.inputs[0])
-    layer = layer_of(tensor.inputs[0]) if tensor.inputs else None
-    if layer is None or layer.op == "MatMul":
-        return False
-    (constant,) = (t.values for t in node.inputs if _constant(t))
-    return bool(constant.ndim > len(layer.weight_tensor.shape) or constant.size > layer.c_out)
-
-
 def _obstacle(model: Model, node: gs.Node) -> str | None:
     """Why a node cannot run on integers whatever its neighbours do; None if it can."""
     if node.name in model.kept_float:
@@ -334,19 +238,19 @@ def _obstacle(model: Model, node: gs.Node) -> str | None:
     if node.op in WEIGHTED:
         layer = layer_of(node)
         if layer is None:
-            vector = any(_constant(t) and t.values.ndim == 1 for t in node.inputs[:2])
+            vector = any(is_constant(t) and t.values.ndim == 1 for t in node.inputs[:2])
             return "its weight is a vector" if vector else "it has no constant float32 weight"
         return _layer_obstacle(layer)
     if factor(node) is not None:
         return BEFORE
     if node.op in ("Add", "Mul"):
-        constants = [t for t in node.inputs if _constant(t)]
+        constants = [t for t in node.inputs if is_constant(t)]
         wide = any(t.values.size != 1 or t.dtype != np.float32 for t in constants)
         if wide or not all(np.isfinite(t.values) for t in constants):
             return "it has a constant operand that is not one finite number"
         return None
     if node.op == "Concat":
-        return "it has a constant operand" if any(map(_constant, node.inputs)) else None
+        return "it has a constant operand" if any(map(is_constant, node.inputs)) else None
     if node.op == "AveragePool":
         if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
             return "onnxruntime's integer kernel divides otherwise at a border it rounds up to"
@@ -385,10 +289,6 @@ def _layer_obstacle(layer: Layer) -> str | None:
     if layer.op == "Gemm" and (node.attrs.get("transA", 0) or node.attrs.get("beta", 1.0) != 1.0):
         return "its data operand is transposed or its bias scaled; its weight is stored quantized"
     return None
-
-
-def _constant(tensor: gs.Tensor) -> bool:
-    return isinstance(tensor, gs.Constant)
 
 
 def demote(model: Model, reasons: Mapping[str, str]) -> Placement:

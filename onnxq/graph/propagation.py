@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from onnxq.graph.channels import Channels, joined, made, passed, unreadable
 from onnxq.graph.layers import Layer, layers
 from onnxq.graph.model import Model
-from onnxq.graph.placement import bounds, moved
+from onnxq.graph.moves import bounds, moved
 from onnxq.numerics import gaussian
 from onnxq.spec import Floats
 

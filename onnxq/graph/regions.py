@@ -35,7 +35,8 @@ import onnx_graphsurgeon as gs
 from onnxq.graph.channels import Channels, carrier, joined, made, normed, padded, passed, unreadable
 from onnxq.graph.layers import Layer, layer_of, layers, twins
 from onnxq.graph.model import Model
-from onnxq.graph.placement import READERS_OF_SHAPE, bounds, moved
+from onnxq.graph.moves import bounds, moved
+from onnxq.graph.placement import READERS_OF_SHAPE
 from onnxq.spec import Array, Floats
 
 WHY = {

@@ -34,6 +34,11 @@ def element_bits(constant: gs.Constant) -> int:
     return 8 * dtype.itemsize if dtype.kind == "f" else int(ml_dtypes.iinfo(dtype).bits)
 
 
+def is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant."""
+    return isinstance(tensor, gs.Constant)
+
+
 def is_number(tensor: gs.Tensor) -> bool:
     """Whether a tensor is a constant of one element, whatever its axes."""
     return isinstance(tensor, gs.Constant) and tensor.values.size == 1

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from onnxq.graph.layers import layers
 from onnxq.graph.model import Model
-from onnxq.graph.placement import ACTIVATIONS, Placement, place, root_of
+from onnxq.graph.moves import ACTIVATIONS
+from onnxq.graph.placement import Placement, place, root_of
 from onnxq.learned.quantizers import ActivationQuantizer, WeightQuantizer
 from onnxq.learned.rounding import SoftRounding
 from onnxq.lowering import Lowered

@@ -14,7 +14,7 @@ import pytest
 from onnxq.errors import UnsupportedModel
 from onnxq.evidence.inspect import inspect
 from onnxq.graph.loading import load
-from onnxq.graph.placement import MOVES
+from onnxq.graph.moves import MOVES
 from onnxq.numerics import affine, groups, pairs, ranges
 from onnxq.spec import weight_spec
 from tests.graphs import build, feeds, quantize, run
