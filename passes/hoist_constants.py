@@ -4,9 +4,11 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxq.graph.model import Model
-from onnxq.passes.normalize import UNFOLDED
+from onnxq.graph.model import INLINE_LIMIT, Model
 from onnxq.pipeline import Outcome, Pass, Statistics
+
+# What cannot fail: a body that is never run may hold what does.
+SAFE = {"Add", "Cast", "Identity", "Mul", "Neg", "Sub", "Transpose", "Unsqueeze"}
 
 
 class HoistConstants(Pass):
@@ -23,6 +25,10 @@ class HoistConstants(Pass):
     def run(self, model: Model, statistics: Statistics) -> Outcome:
         """Edit the model and say what was done."""
         outcome = Outcome()
+        if model.nbytes > INLINE_LIMIT:
+            if next(model.graph.subgraphs(), None) is not None:
+                outcome.skip("model", "too large: what bodies alone read is written inline")
+            return outcome
         for node in model.nodes():  # the outer before the inner, which it may hand its constants
             if node.op == "Loop" and not node.domain:
                 _free_state(model, node, outcome)
@@ -37,16 +43,18 @@ def _free_state(model: Model, loop: gs.Node, outcome: Outcome) -> None:
     """Let the body of a Loop read constants itself that are handed on from turn to turn."""
     body: gs.Graph = loop.attrs["body"]
     graphs = [model.graph, *model.graph.subgraphs(recursive=True)]
-    leaving = {t.name for graph in graphs if graph is not body for t in graph.outputs}
+    leaving = {id(t) for graph in graphs for t in graph.outputs}
+    returned = {t.name for graph in body.subgraphs(recursive=True) for t in graph.outputs}
     made = {t.name for node in body.nodes for t in node.outputs}
-    for place in reversed(range(2, len(loop.inputs))):
+    states = min(len(loop.inputs) - 2, len(loop.outputs))
+    for place in reversed(range(2, 2 + states)):
         constant, inner, kept = loop.inputs[place], body.inputs[place], body.outputs[place - 1]
         result = loop.outputs[place - 2]
         if not isinstance(constant, gs.Constant) or not _handed_on(inner, kept):
             continue
         known = {t.name for t in body.inputs if t is not inner} | made
         others = [t.name for i, t in enumerate(body.outputs) if i != place - 1]
-        if constant.name in known or {inner.name, result.name} & leaving.union(others):
+        if constant.name in known or inner.name in returned.union(others) or id(result) in leaving:
             continue
         model.redirect(inner, constant)
         model.redirect(result, constant)
@@ -72,9 +80,9 @@ def _hoist(model: Model, body: gs.Graph, outcome: Outcome) -> None:
     for node in body.nodes:
         given = [t for t in node.inputs if not t.is_empty()]
         constant = all(isinstance(t, gs.Constant) or id(t) in known for t in given)
-        if not constant or not given or node.domain or node.op in UNFOLDED:
+        if not constant or node.op not in SAFE or node.domain:
             continue
-        if any(node.subgraphs()) or any(id(t) in leaving for t in node.outputs):
+        if any(id(t) in leaving for t in (*given, *node.outputs)):
             continue
         known |= {id(t) for t in node.outputs}
         moved.append(node)

@@ -52,9 +52,11 @@ class QuantizeTables(Pass):
             else:
                 _store(model, constant, outcome)
         kept_nodes = [node for node in model.graph.nodes if node.name in model.kept_float]
-        kept_float = {id(t) for node in kept_nodes for t in reads(node)}
+        aside = {id(t) for node in kept_nodes for t in reads(node)}
+        bodies = model.graph.subgraphs(recursive=True)
+        aside |= {id(t) for body in bodies for t in body.outputs}
         for constant in model.inner_constants():
-            if _is_table(constant, INNER) and id(constant) not in kept_float:
+            if _is_table(constant, INNER) and id(constant) not in aside:
                 constant.name = model.fresh(constant.name)  # bodies side by side may share names
                 _store(model, constant, outcome)
         return outcome

@@ -27,13 +27,27 @@ def import_graph(proto: ModelProto, held: Mapping[str, Any] | None = None) -> gs
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
     graph = gs.import_onnx(proto)
-    for tensor in graph.tensors().values():
+    graphs = [graph, *graph.subgraphs(recursive=True)]
+    for tensor in [t for one in graphs for t in one.tensors().values()]:
         if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
             source = tensor._values.tensor
             if source.data_location == TensorProto.EXTERNAL:
                 tensor._values = held[tensor.name] if held else mapped(source)
                 tensor.data_location = None
     return graph
+
+
+def reunite(graph: gs.Graph) -> None:
+    """Let bodies read the constant itself of which graphsurgeon gave each body a copy."""
+    first: dict[tuple[str, int], gs.Constant] = {}
+    for one in [graph, *graph.subgraphs(recursive=True)]:
+        returned = {id(t) for t in one.outputs}
+        for node in one.nodes:
+            for place, tensor in enumerate(node.inputs):
+                if isinstance(tensor, gs.Constant) and id(tensor) not in returned:
+                    same = first.setdefault((tensor.name, id(tensor._values)), tensor)
+                    if same is not tensor:
+                        node.inputs[place] = same
 
 
 def placeholder(constant: gs.Constant) -> TensorProto:

@@ -24,7 +24,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxq.errors import InputError, UnsupportedModel
 from onnxq.files import check_writable, data_file, replacing
-from onnxq.graph.exchange import external, import_graph, placeholder
+from onnxq.graph.exchange import external, import_graph, placeholder, reunite
 from onnxq.graph.opset import obstacle, restore
 from onnxq.graph.protos import (
     Aside,
@@ -310,8 +310,10 @@ class Model:
 
     def clone(self) -> "Model":
         """An independent graph over the same, shared weight arrays."""
+        graph = self.graph.copy()
+        reunite(graph)
         return Model(
-            self.graph.copy(), self.aside, self.path, list(self.notes), dict(self.weights),
+            graph, self.aside, self.path, list(self.notes), dict(self.weights),
             dict(self.activations), dict(self.tables), dict(self.kept_float), dict(self.moments),
             dict(self.filled), dict(self.metadata),
         )  # fmt: skip
@@ -385,14 +387,24 @@ class Model:
         return proto
 
     def _shared_with_bodies(self) -> set[str]:
-        """Names of the constants that several graphs read, the model's and those of bodies."""
+        """Names of the constants that several graphs read, the model's and those of bodies.
+
+        Not of those that a body returns, nor names that mean something else in another body.
+        """
         graphs = [self.graph, *self.graph.subgraphs(recursive=True)]
-        read = [{id(t): t for node in graph.nodes for t in node.inputs} for graph in graphs]
-        count = Counter(itertools.chain.from_iterable(read))
-        tensors = {key: t for found in read for key, t in found.items()}
-        return {
-            t.name for key, t in tensors.items() if count[key] > 1 and isinstance(t, gs.Constant)
-        }
+        meant: dict[str, set[int]] = {}
+        count = Counter[int]()
+        found: dict[int, gs.Tensor] = {}
+        for graph in graphs:
+            held = [t for node in graph.nodes for t in (*node.inputs, *node.outputs)]
+            here = {id(t): t for t in (*held, *graph.inputs, *graph.outputs)}
+            count.update(here.keys())
+            found |= here
+        for key, tensor in found.items():
+            meant.setdefault(tensor.name, set()).add(key)
+        returned = {t.name for body in graphs[1:] for t in body.outputs}
+        shared = [t for key, t in found.items() if isinstance(t, gs.Constant) and count[key] > 1]
+        return {t.name for t in shared if len(meant[t.name]) == 1} - returned
 
     def to_bytes(self) -> bytes:
         """Serialized protobuf with the weights inline; the same model gives the same bytes."""

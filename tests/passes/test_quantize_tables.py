@@ -155,6 +155,18 @@ def test_what_a_body_reads_besides_weights_stays():
     assert "b" not in "".join(model.tables)
 
 
+def test_what_a_body_returns_stays():
+    proto = build(
+        "(float[3,40] x, bool c) => (float[] y, float[] z) { a = Relu(x) y, z = If (c) "
+        "<then_branch = one () => (float[] u, float[] k) { u = MatMul(a, k) }, "
+        "else_branch = two () => (float[] t, float[] l) { t = Neg(a) l = Neg(t) }> }"
+    )
+    weight = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    body = proto.graph.node[1].attribute[0].g
+    body.initializer.append(onnx.numpy_helper.from_array(weight, "k"))
+    assert not after(proto, QuantizeTables())[1].edits
+
+
 def test_a_body_that_is_kept_float_is_left_alone():
     model = from_proto(build(BRANCHES, **HELD))
     model.kept_float = {"If_y": "as asked"}
