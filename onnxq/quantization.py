@@ -18,12 +18,17 @@ from onnxq.samples.calibration import Calibration
 from onnxq.samples.data import Images, Samples
 from onnxq.samples.preprocess import ASSUMED, METADATA_KEY, Preprocess
 
+VERSION_KEY = "onnxq.version"
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
 WITHOUT_TRAINING = "nothing was learned: all samples went to the passes before, run once more"
 
 
 def refuse_quantized(model: Model) -> None:
-    """Raise UnsupportedModel if the model has integer operators already."""
+    """Raise UnsupportedModel if the model has integer operators already, or is a file of ours."""
+    if (version := model.metadata.get(VERSION_KEY)) is not None:
+        raise UnsupportedModel(
+            f"{model.path}: is quantized already, by onnxq {version}: give the float model"
+        )
     found = next((node for node in model.graph.nodes if node.op in QUANTIZED), None)
     if found is not None:
         raise UnsupportedModel(
@@ -97,7 +102,7 @@ def quantize(
     if not (model.weights or model.tables):
         raise UnsupportedModel(f"{model.path}: no Conv, ConvTranspose, Gemm or MatMul to quantize")
     model.shorten(reference.names())
-    model.metadata["onnxq.version"] = __version__
+    model.metadata[VERSION_KEY] = __version__
     model.metadata[RECIPE_KEY] = recipe.to_json()
     if not origin.startswith(ASSUMED) or (calibration and isinstance(calibration.samples, Images)):
         model.metadata[METADATA_KEY] = preprocess.model_dump_json()

@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxq
+from onnxq.errors import UnsupportedModel
 from onnxq.evidence.inspect import unquantized
 from onnxq.graph.layers import MANY
 from onnxq.graph.loading import from_proto, load
@@ -146,6 +148,8 @@ def test_weights_in_bodies_take_8_bits_and_are_stored_once(tmp_path, act_bits):
     for values in samples:
         wanted, found = run(proto, values)["y"], run(onnx.load(file), values)["y"]
         assert 0 < np.square(found - wanted).sum() < 1e-3 * np.square(wanted).sum()
+    with pytest.raises(UnsupportedModel, match="quantized already, by onnxq"):
+        onnxq.convert(file)
 
 
 def test_what_a_body_reads_besides_weights_stays():
